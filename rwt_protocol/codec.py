@@ -1,0 +1,574 @@
+"""Bytes and values: the frame header, strict CBOR, control bodies, message meta (sections 4 and 5).
+
+The tables are the wire format. This is the only module that knows CBOR.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import cbor2
+
+from . import frames, limits
+from .codes import CloseCode, FrameType
+from .errors import RWTProtocolError
+from .frames import AckRun, Control, EntryMeta, Gap, Message, Position, PublishMeta, RotationTerms, Signature
+
+HEADER: Final = struct.Struct(">BBHIQ")
+"""type, flags, epoch, stream, seq (section 5)."""
+
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+MAX_UINT: Final = 2**64 - 1
+
+# --- strict CBOR -----------------------------------------------------------------------------------------
+
+
+def _refuse(*_: object) -> Any:
+    raise ValueError("tags are not allowed")
+
+
+# Built-in tag decoders run before `tag_hook` is asked, and some are costly (bignums) or dangerous (regular
+# expressions, cycles): every tag cbor2 knows is overridden, the rest meets the hook.
+_TAGS = dict.fromkeys((*range(6), 24, 25, *range(28, 38), 100, *range(256, 262), 1004, 43000, 55799), _refuse)
+
+
+def _check_item(item: object, depth: int) -> None:
+    kind = type(item)
+    if kind is int:
+        if item < 0:  # type: ignore[operator]
+            raise RWTProtocolError("a negative integer is not allowed")
+    elif kind is list:
+        if depth == 2:
+            raise RWTProtocolError("arrays are nested deeper than two")
+        for part in item:  # type: ignore[attr-defined]
+            _check_item(part, depth + 1)
+    elif kind is not bytes and kind is not str and kind is not bool:
+        raise RWTProtocolError("a value has a type that is not allowed")
+
+
+def decode_map(data: bytes, max_size: int) -> dict[int, Any]:
+    """Decode one definite CBOR map of the profile of section 4.
+
+    Raises:
+        RWTProtocolError: `data` is too large, malformed, or not the one deterministic encoding of its value.
+    """
+    if len(data) > max_size:
+        raise RWTProtocolError(f"a body of {len(data)} bytes is over its limit of {max_size}")
+    if not data or not 0xA0 <= data[0] <= 0xA0 + limits.MAX_PAIRS:
+        raise RWTProtocolError("a body is not a map of at most 23 pairs")
+    try:
+        value = cbor2.loads(
+            data,
+            max_depth=3,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            semantic_decoders=_TAGS,
+            tag_hook=_refuse,
+        )
+    except Exception as exc:  # cbor2 lets more than its own errors out
+        raise RWTProtocolError("a body is not valid CBOR") from exc
+    for key, item in value.items():
+        if type(key) is not int or key < 0:
+            raise RWTProtocolError("a map key is not an unsigned integer")
+        _check_item(item, 0)
+    # One comparison finds trailing bytes, long heads and unsorted keys.
+    if cbor2.dumps(value, canonical=True) != data:
+        raise RWTProtocolError("a body is not in deterministic encoding")
+    return value  # type: ignore[no-any-return]
+
+
+def encode_map(fields: dict[int, Any]) -> bytes:
+    """Encode a map deterministically (RFC 8949 section 4.2)."""
+    return cbor2.dumps(fields, canonical=True)
+
+
+# --- typed readers of one item ---------------------------------------------------------------------------
+
+T = TypeVar("T")
+Reader: TypeAlias = Callable[[Any], T]
+
+
+def _wrong(what: str) -> RWTProtocolError:
+    return RWTProtocolError(f"a field is not {what}")
+
+
+def uint(item: Any) -> int:
+    if type(item) is not int:  # True is an int, 1.0 equals 1
+        raise _wrong("an unsigned integer")
+    return item
+
+
+def small(top: int) -> Reader[int]:
+    def read(item: Any) -> int:
+        if type(item) is not int or item > top:
+            raise _wrong(f"an unsigned integer of at most {top}")
+        return item
+
+    return read
+
+
+def positive(item: Any) -> int:
+    if type(item) is not int or item < 1:
+        raise _wrong("a positive integer")
+    return item
+
+
+def boolean(item: Any) -> bool:
+    if type(item) is not bool:
+        raise _wrong("a boolean")
+    return item
+
+
+def text(item: Any) -> str:
+    if type(item) is not str:
+        raise _wrong("a text string")
+    return item
+
+
+def blob(item: Any) -> bytes:
+    if type(item) is not bytes:
+        raise _wrong("a byte string")
+    return item
+
+
+def sized(size: int) -> Reader[bytes]:
+    def read(item: Any) -> bytes:
+        if type(item) is not bytes or len(item) != size:
+            raise _wrong(f"a byte string of {size} bytes")
+        return item
+
+    return read
+
+
+def array(reader: Reader[T], least: int, most: int) -> Reader[tuple[T, ...]]:
+    def read(item: Any) -> tuple[T, ...]:
+        if type(item) is not list or not least <= len(item) <= most:
+            raise _wrong(f"an array of {least} to {most} items")
+        return tuple([reader(part) for part in item])
+
+    return read
+
+
+def _row(item: Any, *readers: Reader[Any]) -> list[Any]:
+    if type(item) is not list or len(item) != len(readers):
+        raise _wrong(f"an array of {len(readers)} items")
+    return [reader(part) for reader, part in zip(readers, item, strict=True)]
+
+
+bytes8 = sized(8)
+
+
+def _tag(item: Any) -> bytes:
+    if type(item) is not bytes or len(item) not in (0, 8):
+        raise _wrong("an entry tag of 8 bytes or none")
+    return item
+
+
+def _log_or_none(item: Any) -> bytes:
+    if type(item) is not bytes or len(item) not in (0, 8):
+        raise _wrong("a log id of 8 bytes or none")
+    return item
+
+
+def position(item: Any) -> Position:
+    found = Position(*_row(item, bytes8, uint, _tag))
+    if not found.tag and found.offset:
+        raise _wrong("a position: only offset 0 has no tag")
+    return found
+
+
+def gap(item: Any) -> Gap:
+    return Gap(*_row(item, uint, bytes8, uint, uint, position))
+
+
+def signature(item: Any) -> Signature:
+    return Signature(*_row(item, bytes8, sized(64)))
+
+
+def rotation_terms(item: Any) -> RotationTerms:
+    return RotationTerms(*_row(item, positive, text, positive))
+
+
+def client_info(item: Any) -> tuple[str, str]:
+    name, version = _row(item, text, text)
+    return name, version
+
+
+def ack_run(item: Any) -> AckRun:
+    return AckRun(*_row(item, positive, positive, uint, _log_or_none, uint, uint))
+
+
+# --- control bodies --------------------------------------------------------------------------------------
+
+
+class Field(NamedTuple):
+    """One row of a wire table: map key, attribute, reader, whether it must be there."""
+
+    key: int
+    name: str
+    read: Reader[Any]
+    required: bool = True
+
+
+def _optional(key: int, name: str, read: Reader[Any]) -> Field:
+    return Field(key, name, read, required=False)
+
+
+uint32 = small(limits.MAX_EPOCH)
+_policy = small(2)
+
+WIRE: Final[dict[FrameType, tuple[type[Control], tuple[Field, ...]]]] = {
+    FrameType.HELLO: (
+        frames.Hello,
+        (
+            Field(1, "versions", array(uint, 1, 16)),
+            Field(2, "suites", array(uint, 1, 16)),
+            Field(3, "suite", uint),
+            Field(4, "share", blob),
+            Field(5, "sid", sized(16)),
+            Field(6, "token_ids", array(bytes8, 1, limits.MAX_OFFERED_IDS)),
+            Field(7, "policy", _policy),
+            Field(8, "epoch", uint32),
+            _optional(9, "signature_algorithms", array(uint, 1, 16)),
+        ),
+    ),
+    FrameType.WELCOME: (
+        frames.Welcome,
+        (
+            Field(1, "version", uint),
+            Field(3, "suite", uint),
+            Field(4, "share", blob),
+            Field(5, "epoch", uint32),
+            Field(6, "picked", bytes8),
+        ),
+    ),
+    FrameType.CONFIRM: (
+        frames.Confirm,
+        (
+            _optional(1, "signature", signature),
+            _optional(2, "rotation", rotation_terms),
+            _optional(3, "client", client_info),
+        ),
+    ),
+    FrameType.READY: (
+        frames.Ready,
+        (
+            Field(1, "epoch", uint32),
+            _optional(2, "rotate_ms", uint),
+            Field(3, "policy", _policy),
+            Field(4, "max_frame", uint),
+            Field(5, "resumed", boolean),
+            _optional(6, "signature", signature),
+            Field(7, "resume_window_ms", uint),
+            Field(8, "ping_ms", positive),
+            _optional(9, "granted", rotation_terms),
+            Field(10, "window", positive),
+            Field(11, "max_message", positive),
+            Field(12, "expires_ms", uint),
+        ),
+    ),
+    FrameType.ROTATE: (
+        frames.Rotate,
+        (Field(1, "epoch", uint32), Field(2, "share", blob), _optional(3, "signature", signature)),
+    ),
+    FrameType.REPLY: (
+        frames.Reply,
+        (Field(1, "epoch", uint32), Field(2, "share", blob), _optional(3, "signature", signature)),
+    ),
+    FrameType.ROTATED: (
+        frames.Rotated,
+        (Field(1, "epoch", uint32), _optional(2, "rotate_ms", uint), Field(12, "expires_ms", uint)),
+    ),
+    FrameType.REQUEST: (frames.Request, (Field(1, "reason", uint),)),
+    FrameType.WARN: (
+        frames.Warn,
+        (Field(1, "code", text), _optional(2, "text", text), _optional(3, "facts", array(text, 0, 64))),
+    ),
+    FrameType.BYE: (
+        frames.Bye,
+        (
+            Field(1, "code", uint),
+            _optional(2, "reason", text),
+            _optional(3, "retry_after_ms", uint),
+            _optional(4, "keep", boolean),
+        ),
+    ),
+    FrameType.PING: (frames.Ping, (Field(1, "number", uint),)),
+    FrameType.PONG: (frames.Pong, (Field(1, "number", uint),)),
+    FrameType.SUB: (
+        frames.Sub,
+        (
+            Field(1, "ref", uint),
+            Field(2, "name", text),
+            _optional(3, "after", position),
+            _optional(4, "history", uint),
+            _optional(5, "use", small(3)),
+            _optional(6, "tags_held", uint),
+        ),
+    ),
+    FrameType.SUBOK: (
+        frames.SubOk,
+        (
+            Field(1, "ref", uint),
+            Field(2, "stream", uint32),
+            Field(3, "mode", small(0)),
+            Field(4, "start", position),
+            Field(5, "use", small(3)),
+            _optional(7, "gap", gap),
+            Field(8, "policy", _policy),
+        ),
+    ),
+    FrameType.UNSUB: (frames.Unsub, (Field(1, "ref", uint), Field(2, "stream", uint32))),
+    FrameType.ERR: (
+        frames.Err,
+        (
+            _optional(1, "ref", uint),
+            _optional(8, "mid", positive),
+            Field(9, "code", uint),
+            _optional(10, "text", text),
+            _optional(11, "retry_after_ms", uint),
+        ),
+    ),
+    FrameType.CLOSED: (
+        frames.Closed,
+        (_optional(1, "ref", uint), Field(2, "stream", uint32), Field(9, "code", uint)),
+    ),
+    FrameType.GAP: (frames.GapNotice, (Field(2, "stream", uint32), Field(7, "gap", gap))),
+    FrameType.ACK: (frames.Ack, (Field(1, "runs", array(ack_run, 1, limits.MAX_CONTROL)),)),
+}
+"""Every control body: its class and its fields in the order of their keys (section 5)."""
+
+_TYPE_OF: Final[dict[type, FrameType]] = {cls: kind for kind, (cls, _) in WIRE.items()}
+
+
+def frame_type(frame: Control) -> FrameType:
+    """Return the frame type of a control value."""
+    return _TYPE_OF[type(frame)]
+
+
+def decode_control(kind: FrameType, data: bytes) -> Control:
+    """Decode the body of a control frame.
+
+    Raises:
+        RWTProtocolError: malformed, too large, a required field is missing or a field has the wrong type.
+    """
+    cls, fields = WIRE[kind]
+    found = decode_map(data, limits.MAX_CONTROL)
+    values: dict[str, Any] = {}
+    for key, name, read, required in fields:
+        if key in found:
+            values[name] = read(found[key])
+        elif required:
+            raise RWTProtocolError(f"{kind.name} lacks field {key}")
+    return cls(**values)
+
+
+def encode_control(frame: Control) -> bytes:
+    """Encode the body of a control frame.
+
+    Raises:
+        ValueError: the body would be over its limit.
+    """
+    _, fields = WIRE[_TYPE_OF[type(frame)]]
+    body = {key: value for key, name, _, _ in fields if (value := getattr(frame, name)) is not None}
+    data = encode_map(body)
+    if len(data) > limits.MAX_CONTROL:
+        raise ValueError(f"a {type(frame).__name__} of {len(data)} bytes is over {limits.MAX_CONTROL}")
+    return data
+
+
+def encode_ack(runs: list[AckRun]) -> bytes:
+    """Encode the body of ACK by hand: one leaves in nearly every turn (section 5.17)."""
+    parts = [b"\xa1\x01", b"\x80"]
+    count = len(runs)
+    parts[1] = bytes((0x80 + count,)) if count < 24 else b"\x98" + bytes((count,))
+    for first_mid, number, stream, log, first_offset, stored_ms in runs:
+        parts.append(
+            b"\x86%b%b%b%c%b%b%b"
+            % (
+                _head(first_mid),
+                _head(number),
+                _head(stream),
+                0x40 + len(log),
+                log,
+                _head(first_offset),
+                _head(stored_ms),
+            )
+        )
+    return b"".join(parts)
+
+
+# --- messages: u16 meta_len || meta || body --------------------------------------------------------------
+
+_PUBLISH: Final = (
+    Field(1, "mid", positive),
+    Field(2, "form", small(2)),
+    Field(3, "priority", small(2)),
+    Field(4, "idempotency_key", blob),
+    Field(5, "e2e_scheme", uint),
+    Field(6, "reply_wanted", boolean),
+)
+_ENTRY: Final = (
+    Field(2, "form", small(2)),
+    Field(3, "priority", small(2)),
+    Field(7, "offset", positive),
+    Field(8, "tag", bytes8),
+    Field(9, "stored_ms", uint),
+    Field(10, "sender", text),
+    Field(11, "sender_id", bytes8),
+    Field(12, "channel", text),
+)
+
+
+def _head(number: int) -> bytes:
+    if number < 24:
+        return bytes((number,))
+    if number < 0x100:
+        return bytes((0x18, number))
+    if number < 0x10000:
+        return b"\x19" + number.to_bytes(2, "big")
+    if number < 0x100000000:
+        return b"\x1a" + number.to_bytes(4, "big")
+    return b"\x1b" + number.to_bytes(8, "big")
+
+
+def encode_publish(meta: PublishMeta, body: bytes) -> bytes:
+    """Encode a client's message: u16 meta_len || meta || body."""
+    mid, form, priority, key, scheme, reply = meta
+    if mid is not None and key is None and scheme is None and not reply and priority == 1:
+        # The common shape by hand: a third of the cost of the general encoder.
+        packed = b"\xa2\x01" + _head(mid) + b"\x02" + bytes((form,)) if form else b"\xa1\x01" + _head(mid)
+        return _U16.pack(len(packed)) + packed + body
+    fields: dict[int, Any] = {}
+    if mid is not None:
+        fields[1] = mid
+    if form:
+        fields[2] = form
+    if priority != 1:
+        fields[3] = priority
+    if key is not None:
+        fields[4] = key
+    if scheme is not None:
+        fields[5] = scheme
+    if reply:
+        fields[6] = True
+    packed = encode_map(fields) if fields else b""
+    return _U16.pack(len(packed)) + packed + body
+
+
+def _split(data: bytes) -> tuple[bytes, bytes]:
+    if len(data) < 2:
+        raise RWTProtocolError("a message lacks its meta length")
+    end = 2 + ((data[0] << 8) | data[1])
+    if end > len(data):
+        raise RWTProtocolError("a meta length is beyond the message")
+    return data[2:end], data[end:]
+
+
+def _read_meta(packed: bytes, fields: tuple[Field, ...]) -> dict[str, Any]:
+    found = decode_map(packed, limits.MAX_META) if packed else {}
+    return {name: read(found[key]) for key, name, read, _ in fields if key in found}
+
+
+def decode_publish(data: bytes) -> Message:
+    """Decode a client's message (section 5.20)."""
+    packed, body = _split(data)
+    # The common shape {1: mid} with a mid under 2^32, in its one deterministic encoding.
+    size = len(packed)
+    if 3 <= size <= 7 and packed[0] == 0xA1 and packed[1] == 1:
+        head = packed[2]
+        if size == 3 and 1 <= head < 24:
+            return Message(PublishMeta(head), body)
+        if size == 4 and head == 0x18 and packed[3] >= 24:
+            return Message(PublishMeta(packed[3]), body)
+        if size == 5 and head == 0x19 and packed[3]:
+            return Message(PublishMeta((packed[3] << 8) | packed[4]), body)
+        if size == 7 and head == 0x1A and (packed[3] or packed[4]):
+            return Message(PublishMeta(int.from_bytes(packed[3:7], "big")), body)
+    meta = PublishMeta(**_read_meta(packed, _PUBLISH))
+    key = meta.idempotency_key
+    if key is not None and not 1 <= len(key) <= limits.MAX_IDEMPOTENCY_KEY:
+        raise RWTProtocolError("an idempotency key is not 1 to 64 bytes")
+    return Message(meta, body)
+
+
+def encode_sender(sender: str | None, sender_id: bytes | None) -> bytes:
+    """Encode the fields of an entry's meta that are the same for all messages of one session."""
+    packed = b""
+    if sender is not None:
+        packed += b"\x0a" + cbor2.dumps(sender)
+    if sender_id is not None:
+        packed += b"\x0b\x48" + sender_id
+    return packed
+
+
+def encode_entry(
+    offset: int, tag: bytes, stored: bytes, form: int, priority: int, sender: bytes, fields: int, body: bytes
+) -> bytes:
+    """Encode a log entry for delivery: u16 meta_len || meta || body.
+
+    Args:
+        stored: `encode_uint` of the time in milliseconds; made once for all entries of one turn.
+        sender: `encode_sender` of the publishing session.
+        fields: How many fields `sender` holds.
+    """
+    count = 3 + fields
+    first = b""
+    if form:
+        count += 1
+        first = b"\x02" + bytes((form,))
+    if priority != 1:
+        count += 1
+        first += b"\x03" + bytes((priority,))
+    meta = b"%c%b\x07%b\x08\x48%b\x09%b%b" % (0xA0 + count, first, _head(offset), tag, stored, sender)
+    return _U16.pack(len(meta)) + meta + body
+
+
+encode_uint = _head
+"""Encode one unsigned integer in the shortest CBOR form."""
+
+
+def decode_entry(data: bytes) -> Message:
+    """Decode a log entry (section 5.20)."""
+    packed, body = _split(data)
+    values = _read_meta(packed, _ENTRY)
+    if not values.keys() >= {"offset", "tag", "stored_ms"}:
+        raise RWTProtocolError("an entry lacks its offset, tag or time")
+    return Message(EntryMeta(**values), body)
+
+
+def join_batch(messages: list[bytes]) -> bytes:
+    """Join encoded messages: a sequence of u32 length || message."""
+    pack = _U32.pack
+    parts: list[bytes] = []
+    for message in messages:
+        parts.append(pack(len(message)))
+        parts.append(message)
+    return b"".join(parts)
+
+
+def split_batch(data: bytes, most: int) -> list[bytes]:
+    """Split a batch into its encoded messages.
+
+    Raises:
+        RWTProtocolError: it is empty, an entry is cut short, or it has more than `most` entries (4413).
+    """
+    found: list[bytes] = []
+    at, end = 0, len(data)
+    while at < end:
+        if end - at < 4:
+            raise RWTProtocolError("a batch ends inside a length")
+        size = int.from_bytes(data[at : at + 4], "big")
+        at += 4
+        if size < 2 or size > end - at:
+            raise RWTProtocolError("a batch entry is too short or beyond the batch")
+        found.append(data[at : at + size])
+        at += size
+        if len(found) > most:
+            raise RWTProtocolError(f"a batch has more than {most} messages", CloseCode.TOO_LARGE)
+    if not found:
+        raise RWTProtocolError("a batch is empty")
+    return found
