@@ -74,7 +74,7 @@ class RWTConnectionError(RWTError):
     """The connection could not be opened or kept."""
 
     default_code = "connection"
-    strategy = "reconnect"
+    strategy: ClassVar[Strategy] = "reconnect"
 
 
 class RWTDisconnectedError(RWTConnectionError):
@@ -97,14 +97,14 @@ class RWTAuthenticationError(RWTError):
     """Credentials are wrong, expired or revoked."""
 
     default_code = "authentication"
-    strategy = "reauthenticate"
+    strategy: ClassVar[Strategy] = "reauthenticate"
 
 
 class RWTSendError(RWTError):
     """A message was refused; nothing was stored."""
 
     default_code = "send"
-    strategy = "fix-input"
+    strategy: ClassVar[Strategy] = "fix-input"
 
 
 class RWTEncodingError(RWTSendError):
@@ -117,14 +117,14 @@ class RWTOutcomeUnknown(RWTSendError):
     """A message was sent and its answer is lost: it may or may not have been stored."""
 
     default_code = "outcome-unknown"
-    strategy = "none"
+    strategy: ClassVar[Strategy] = "none"
 
 
 class RWTTimeoutError(RWTError, TimeoutError):
     """An operation took longer than its timeout. `details["sent"]` says whether anything left."""
 
     default_code = "timeout"
-    strategy = "retry"
+    strategy: ClassVar[Strategy] = "retry"
 
 
 class RWTEncryptionError(RWTError):

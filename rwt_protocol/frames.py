@@ -40,10 +40,10 @@ class RotationTerms(NamedTuple):
 
 
 class AckRun(NamedTuple):
-    """`count` messages from `first_mid` on, stored with consecutive offsets from `first_offset` on."""
+    """`number` messages from `first_mid` on, stored with consecutive offsets from `first_offset` on."""
 
     first_mid: int
-    count: int
+    number: int
     stream: int
     log: bytes
     first_offset: int

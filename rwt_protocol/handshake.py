@@ -63,9 +63,7 @@ def client_hello(
     Raises:
         RWTProtocolError: 4406: the server offers no suite of ours.
     """
-    suite = session.suite or next(
-        (Suite(known) for known in session.suites if known in suites), None
-    )
+    suite = session.suite or next((Suite(known) for known in session.suites if known in suites), None)
     if suite is None:
         raise RWTProtocolError(
             f"the server offers suites {list(session.suites)}, this client {[int(s) for s in suites]}",

@@ -19,6 +19,7 @@ WEYL: Final = 0x9E3779B97F4A7C15
 _TURN: Final = 1 << 64
 _WEIGHTS: Final = (1, 2, 3, 5, 8)
 _CYCLE: Final = sum(_WEIGHTS)
+_PATTERNS: Final = frozenset(pattern.value for pattern in Pattern)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,9 @@ class Schedule:
     def next_after(self, now_ms: int) -> int:
         """Return the first S_n that is not nearer to `now_ms` than min(5 s, I/4)."""
         earliest = now_ms + min(5_000, self.interval_ms // 4)
-        times = self._fibonacci() if self.pattern is Pattern.FIBONACCI else self._linear(self._guess(earliest))
+        times = (
+            self._fibonacci() if self.pattern is Pattern.FIBONACCI else self._linear(self._guess(earliest))
+        )
         for due in times:
             if due >= earliest:
                 return due
@@ -100,7 +103,7 @@ class RotationRules:
 
     def grant(self, asked: RotationTerms | None) -> RotationTerms:
         """Clamp what a client asks for; without a question, or with an unknown pattern, our own terms."""
-        if asked is None or asked.pattern not in Pattern:
+        if asked is None or asked.pattern not in _PATTERNS:
             return RotationTerms(self.interval_ms, self.pattern.value, self.threshold)
         return RotationTerms(
             min(max(asked.interval_ms, self.min_interval_ms), self.max_interval_ms),

@@ -1,4 +1,4 @@
-"""Sessions on both sides (section 7): the server's record with its compare-and-swap, the client's held tokens.
+"""Sessions on both sides (section 7): the server's record and its compare-and-swap, the client's tokens.
 
 The rules here are what keeps theft detection free of false alarms: the server's token advances only by a
 proof the client sent, and the client keeps every token it may have proved.
@@ -236,7 +236,7 @@ class ClientSession:
     @property
     def spent(self) -> bool:
         """Whether a new ticket is needed: too many attempts without an answer."""
-        return len(self.held) > limits.MAX_CANDIDATES - 1 or (
+        return len(self.held) > limits.MAX_CANDIDATES or (
             self.ready_epoch == 0 and self._unfinished >= limits.MAX_UNFINISHED
         )
 
