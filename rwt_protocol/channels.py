@@ -13,9 +13,9 @@ from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
 
 from . import codec, limits
-from .codes import GapReason, Level, Use
+from .codes import Form, GapReason, Level, Use
 from .errors import RWTProtocolError
-from .frames import Ack, EntryMeta, Gap, Message, Position, PublishMeta, Sub, SubOk
+from .frames import Ack, Entry, Gap, Position, Publication, Sub, SubOk
 
 INBOX = ""
 """Name of the session's private log."""
@@ -47,7 +47,7 @@ class ChannelState(Enum):
 class Channel:
     """One channel of a client: what it is used for, and the last entry received."""
 
-    __slots__ = ("_tags", "name", "position", "state", "stream", "use", "wanted")
+    __slots__ = ("_overlap", "_tags", "name", "position", "state", "stream", "use", "wanted")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -61,6 +61,8 @@ class Channel:
         self.position: Position | None = None
         """The last entry received; None before the first SUBOK."""
         self._tags: deque[bytes] = deque(maxlen=limits.MAX_TAGS_HELD)
+        self._overlap = 0
+        """How many more entries may be repeats: a server that lost the tail of a log starts earlier."""
 
     def subscribe(self, ref: int, *, use: Use, history: int | None = None) -> Sub:
         """Compose SUB: behind the last entry received, or with `history` entries before the tail."""
@@ -94,8 +96,10 @@ class Channel:
     def _enter(self, gap: Gap) -> None:
         if gap.reason == GapReason.LOG_LOST:
             self._tags.clear()
+        elif gap.reason == GapReason.DIVERGED:
+            self._overlap = limits.MAX_TAGS_HELD
 
-    def accept(self, messages: list[Message]) -> list[Message]:
+    def accept(self, entries: list[Entry]) -> list[Entry]:
         """Take entries in order and return those not seen before.
 
         Raises:
@@ -104,20 +108,18 @@ class Channel:
         place = self.position
         if place is None:
             raise RWTProtocolError("an entry came before its subscription was granted")
-        log, offset, _ = place
-        fresh: list[Message] = []
+        log, offset, tag = place
+        fresh: list[Entry] = []
         tags = self._tags
-        tag = b""
-        for message in messages:
-            meta = message.meta
-            if not isinstance(meta, EntryMeta):
-                raise AssertionError("a client decodes entries")
-            if meta.offset != offset + 1:
+        for entry in entries:
+            if entry.offset != offset + 1:
                 raise RWTProtocolError("an entry is not the next one of its log")
-            offset, tag = meta.offset, meta.tag
-            if tag not in tags:
+            offset, tag = entry.offset, entry.tag
+            if not self._overlap or tag not in tags:
                 tags.append(tag)
-                fresh.append(message)
+                fresh.append(entry)
+            if self._overlap:
+                self._overlap -= 1
         self.position = Position(log, offset, tag)
         return fresh
 
@@ -131,12 +133,12 @@ T = TypeVar("T")
 class Outgoing(Generic[T]):
     """One message on its way. `context` is the caller's: what to tell when the answer comes."""
 
-    __slots__ = ("body", "channel", "context", "level", "mid", "sent_at", "sent_size", "template")
+    __slots__ = ("body", "channel", "context", "form", "level", "mid", "sent_at", "sent_size")
 
-    def __init__(self, channel: str, body: bytes, template: PublishMeta, level: Level, context: T) -> None:
+    def __init__(self, channel: str, body: bytes, form: Form, level: Level, context: T) -> None:
         self.channel = channel
         self.body = body
-        self.template = template
+        self.form = form
         self.level = level
         self.context = context
         self.mid = 0
@@ -263,5 +265,4 @@ class Outbox(Generic[T]):
 
 def encode_outgoing(message: Outgoing[T]) -> bytes:
     """Encode a message that has its mid: u16 meta_len || meta || body."""
-    template = message.template
-    return codec.encode_publish(template._replace(mid=message.mid), message.body)
+    return codec.encode_publication(Publication(message.body, message.mid, message.form))

@@ -1,4 +1,4 @@
-"""The client's end of a connection: one state machine over the frames a server may send (sections 6 to 10)."""
+"""The client's end of a connection: one state machine over what a server may send (sections 6 to 10)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from .frames import (
     Bye,
     Closed,
     Confirm,
+    Entry,
     Err,
     GapNotice,
-    Message,
     Ping,
     Pong,
     Ready,
@@ -198,12 +198,12 @@ class ClientConnection(Connection):
         opener = self._rx
         if not header.flags & 1 and self._rules.policy is Policy.ALWAYS:
             raise RWTProtocolError("a message is not encrypted")
-        messages: list[Message] = []
+        entries: list[Entry] = []
         for encoded in self._unpack(header.flags, self._open(header, opener)):
-            message = codec.decode_entry(encoded)
-            self._check_size(message.body)
-            messages.append(message)
-        self._events.append(Delivered(header.stream, level_of(header.flags), messages))
+            entry = codec.decode_entry(encoded)
+            self._check_size(entry.body)
+            entries.append(entry)
+        self._events.append(Delivered(header.stream, level_of(header.flags), entries))
         if opener.worn:
             self._on_worn()
 

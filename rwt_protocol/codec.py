@@ -14,7 +14,7 @@ import cbor2
 from . import frames, limits
 from .codes import CloseCode, FrameType
 from .errors import RWTProtocolError
-from .frames import AckRun, Control, EntryMeta, Gap, Message, Position, PublishMeta, RotationTerms, Signature
+from .frames import AckRun, Control, Entry, Gap, Position, Publication, RotationTerms, Signature
 
 HEADER: Final = struct.Struct(">BBHIQ")
 """type, flags, epoch, stream, seq (section 5)."""
@@ -380,23 +380,28 @@ def encode_control(frame: Control) -> bytes:
     return data
 
 
-def encode_ack(runs: list[AckRun]) -> bytes:
+class StoredRun(NamedTuple):
+    """An ACK run whose constant parts are encoded already: `encode_place` and `encode_uint` of the time."""
+
+    first_mid: int
+    number: int
+    place: bytes
+    first_offset: int
+    stored: bytes
+
+
+def encode_place(stream: int, log: bytes) -> bytes:
+    """Encode stream and log of an ACK run; made once for each channel."""
+    return _head(stream) + bytes((0x40 + len(log),)) + log
+
+
+def encode_ack(runs: list[StoredRun]) -> bytes:
     """Encode the body of ACK by hand: one leaves in nearly every turn (section 5.17)."""
-    parts = [b"\xa1\x01", b"\x80"]
     count = len(runs)
-    parts[1] = bytes((0x80 + count,)) if count < 24 else b"\x98" + bytes((count,))
-    for first_mid, number, stream, log, first_offset, stored_ms in runs:
+    parts = [b"\xa1\x01%c" % (0x80 + count) if count < 24 else b"\xa1\x01\x98%c" % count]
+    for first_mid, number, place, first_offset, stored in runs:
         parts.append(
-            b"\x86%b%b%b%c%b%b%b"
-            % (
-                _head(first_mid),
-                _head(number),
-                _head(stream),
-                0x40 + len(log),
-                log,
-                _head(first_offset),
-                _head(stored_ms),
-            )
+            b"\x86%b%b%b%b%b" % (_head(first_mid), _head(number), place, _head(first_offset), stored)
         )
     return b"".join(parts)
 
@@ -423,21 +428,22 @@ _ENTRY: Final = (
 )
 
 
+_SHORT = [bytes((number,)) if number < 24 else bytes((0x18, number)) for number in range(256)]
+
+
 def _head(number: int) -> bytes:
-    if number < 24:
-        return bytes((number,))
     if number < 0x100:
-        return bytes((0x18, number))
+        return _SHORT[number]
     if number < 0x10000:
-        return b"\x19" + number.to_bytes(2, "big")
+        return b"\x19" + _U16.pack(number)
     if number < 0x100000000:
         return b"\x1a" + number.to_bytes(4, "big")
     return b"\x1b" + number.to_bytes(8, "big")
 
 
-def encode_publish(meta: PublishMeta, body: bytes) -> bytes:
+def encode_publication(message: Publication) -> bytes:
     """Encode a client's message: u16 meta_len || meta || body."""
-    mid, form, priority, key, scheme, reply = meta
+    body, mid, form, priority, key, scheme, reply = message
     if mid is not None and key is None and scheme is None and not reply and priority == 1:
         # The common shape by hand: a third of the cost of the general encoder.
         packed = b"\xa2\x01" + _head(mid) + b"\x02" + bytes((form,)) if form else b"\xa1\x01" + _head(mid)
@@ -473,26 +479,17 @@ def _read_meta(packed: bytes, fields: tuple[Field, ...]) -> dict[str, Any]:
     return {name: read(found[key]) for key, name, read, _ in fields if key in found}
 
 
-def decode_publish(data: bytes) -> Message:
+def decode_publication(data: bytes) -> Publication:
     """Decode a client's message (section 5.20)."""
+    # The common shape {1: mid} with a mid under 2^16, in its one deterministic encoding.
+    if data[:4] == b"\x00\x05\xa1\x01" and data[4:5] == b"\x19" and len(data) >= 7 and data[5]:
+        return Publication(data[7:], (data[5] << 8) | data[6])
     packed, body = _split(data)
-    # The common shape {1: mid} with a mid under 2^32, in its one deterministic encoding.
-    size = len(packed)
-    if 3 <= size <= 7 and packed[0] == 0xA1 and packed[1] == 1:
-        head = packed[2]
-        if size == 3 and 1 <= head < 24:
-            return Message(PublishMeta(head), body)
-        if size == 4 and head == 0x18 and packed[3] >= 24:
-            return Message(PublishMeta(packed[3]), body)
-        if size == 5 and head == 0x19 and packed[3]:
-            return Message(PublishMeta((packed[3] << 8) | packed[4]), body)
-        if size == 7 and head == 0x1A and (packed[3] or packed[4]):
-            return Message(PublishMeta(int.from_bytes(packed[3:7], "big")), body)
-    meta = PublishMeta(**_read_meta(packed, _PUBLISH))
-    key = meta.idempotency_key
+    found = Publication(body, **_read_meta(packed, _PUBLISH))
+    key = found.idempotency_key
     if key is not None and not 1 <= len(key) <= limits.MAX_IDEMPOTENCY_KEY:
         raise RWTProtocolError("an idempotency key is not 1 to 64 bytes")
-    return Message(meta, body)
+    return found
 
 
 def encode_sender(sender: str | None, sender_id: bytes | None) -> bytes:
@@ -531,13 +528,13 @@ encode_uint = _head
 """Encode one unsigned integer in the shortest CBOR form."""
 
 
-def decode_entry(data: bytes) -> Message:
+def decode_entry(data: bytes) -> Entry:
     """Decode a log entry (section 5.20)."""
     packed, body = _split(data)
     values = _read_meta(packed, _ENTRY)
     if not values.keys() >= {"offset", "tag", "stored_ms"}:
         raise RWTProtocolError("an entry lacks its offset, tag or time")
-    return Message(EntryMeta(**values), body)
+    return Entry(body, **values)
 
 
 def join_batch(messages: list[bytes]) -> bytes:

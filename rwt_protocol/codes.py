@@ -1,4 +1,4 @@
-"""Code points of the specification (section 13): names and numbers, and what a close code means for a client."""
+"""Code points of the specification (section 13), and what a close code means for a client."""
 
 from __future__ import annotations
 

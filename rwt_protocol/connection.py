@@ -1,8 +1,8 @@
 """What both ends of a connection share: the order of checks on a frame, sealing, failing (sections 5, 6, 8).
 
 Three things drive a connection (`receive`, calls, `handle_timer`) and three come out (`bytes_to_send`,
-`events`, `next_timer`). It does no I/O; time, in seconds on any monotonic clock, and randomness are arguments.
-What the peer does wrong never raises out of `receive`: it ends the connection.
+`events`, `next_timer`). It does no I/O; time, in seconds on any monotonic clock, and randomness are
+arguments. What the peer does wrong never raises out of `receive`: it ends the connection.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def pack_messages(messages: list[bytes], level: Level, window: int) -> list[tupl
     """Pack encoded messages of one level into as few payloads as the rules allow (section 5.20).
 
     Returns:
-        For each frame: its flags, its payload (padded where the level asks for it), how many messages it holds.
+        For each frame: its flags, its payload (padded if the level asks for it), its number of messages.
     """
     flags = LEVEL_FLAGS[level]
     packed: list[tuple[int, bytes, int]] = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .codes import Level, Warning
-from .frames import Ack, Closed, Err, GapNotice, Message, Ready, Sub, SubOk, Unsub
+from .frames import Ack, Closed, Entry, Err, GapNotice, Publication, Ready, Sub, SubOk, Unsub
 from .session import Advance
 
 
@@ -69,7 +69,7 @@ class Published(NamedTuple):
 
     stream: int
     level: Level
-    messages: list[Message]
+    messages: list[Publication]
 
 
 class Delivered(NamedTuple):
@@ -77,7 +77,7 @@ class Delivered(NamedTuple):
 
     stream: int
     level: Level
-    messages: list[Message]
+    entries: list[Entry]
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,9 +223,10 @@ Control = (
 )
 
 
-class PublishMeta(NamedTuple):
-    """Meta of a message from a client. `mid` None: no answer is wanted."""
+class Publication(NamedTuple):
+    """A message from a client. `mid` None: no answer is wanted. Built for each message."""
 
+    body: bytes
     mid: int | None = None
     form: int = 0
     priority: int = 1
@@ -234,9 +235,10 @@ class PublishMeta(NamedTuple):
     reply_wanted: bool = False
 
 
-class EntryMeta(NamedTuple):
-    """Meta of a log entry from a server."""
+class Entry(NamedTuple):
+    """A log entry from a server. `stored_ms`: ms since 1970; `channel`: told on the inbox only."""
 
+    body: bytes
     offset: int
     tag: bytes
     stored_ms: int
@@ -245,10 +247,3 @@ class EntryMeta(NamedTuple):
     sender: str | None = None
     sender_id: bytes | None = None
     channel: str | None = None
-
-
-class Message(NamedTuple):
-    """One message as it came out of a frame. The hot class: built for each message."""
-
-    meta: PublishMeta | EntryMeta
-    body: bytes

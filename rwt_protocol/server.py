@@ -1,4 +1,4 @@
-"""The server's end of a connection: one state machine over the frames a client may send (sections 6 to 10)."""
+"""The server's end of a connection: one state machine over what a client may send (sections 6 to 10)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from . import codec, handshake, key_schedule, limits
+from .codec import StoredRun
 from .codes import (
     CLIENT_TYPES,
     CloseCode,
@@ -33,7 +34,6 @@ from .events import (
     Warned,
 )
 from .frames import (
-    AckRun,
     Bye,
     Closed,
     Confirm,
@@ -41,9 +41,9 @@ from .frames import (
     Gap,
     GapNotice,
     Hello,
-    Message,
     Ping,
     Pong,
+    Publication,
     Ready,
     Reply,
     Request,
@@ -158,7 +158,7 @@ class ServerConnection(Connection):
         self._offer: KeyShare | None = None
         self._step: _Step | None = None
         self._schedule: Schedule | None = None
-        self._runs: list[AckRun] = []
+        self._runs: list[StoredRun] = []
         self._unanswered = 0
         self._pings = 0
         self._last_request = -inf
@@ -224,15 +224,15 @@ class ServerConnection(Connection):
             raise RWTProtocolError("a message has stream 0")
         if not flags & 1 and self._rules.policy is Policy.ALWAYS:
             raise RWTProtocolError("a message is not encrypted")
-        messages: list[Message] = []
+        messages: list[Publication] = []
         last = 0
         wanted = 0
         most = self._max_message
         for encoded in self._unpack(flags, payload):
-            message = codec.decode_publish(encoded)
+            message = codec.decode_publication(encoded)
             if len(message.body) > most:
                 raise RWTProtocolError("a message is too large", CloseCode.TOO_LARGE)
-            mid = message.meta[0]
+            mid = message.mid
             if mid is not None:
                 if mid <= last:
                     raise RWTProtocolError("mids of a batch do not ascend")
@@ -543,25 +543,29 @@ class ServerConnection(Connection):
             self._send(GapNotice(stream, gap))
 
     def acknowledge(
-        self, first_mid: int, count: int, stream: int, log: bytes, first_offset: int, stored_ms: int
+        self, first_mid: int, number: int, place: bytes, first_offset: int, stored: bytes
     ) -> None:
-        """Messages are stored; the ACK leaves with `flush_acks`, joined into runs."""
+        """Messages are stored; the ACK leaves with `flush_acks`, joined into runs.
+
+        Args:
+            place: `codec.encode_place` of the channel.
+            stored: `codec.encode_uint` of the time in milliseconds.
+        """
         if self.state is State.CLOSED:
             return
-        self._unanswered -= count
+        self._unanswered -= number
         runs = self._runs
         if runs:
-            mid, number, on, where, offset, stored = runs[-1]
+            mid, before, where, offset, at = runs[-1]
             if (
-                mid + number == first_mid
-                and on == stream
-                and where == log
-                and offset + number == first_offset
-                and stored == stored_ms
+                mid + before == first_mid
+                and offset + before == first_offset
+                and where == place
+                and at == stored
             ):
-                runs[-1] = AckRun(mid, number + count, stream, log, offset, stored_ms)
+                runs[-1] = StoredRun(mid, before + number, place, offset, stored)
                 return
-        runs.append(AckRun(first_mid, count, stream, log, first_offset, stored_ms))
+        runs.append(StoredRun(first_mid, number, place, first_offset, stored))
 
     def flush_acks(self) -> None:
         """Queue the ACKs of this turn."""
