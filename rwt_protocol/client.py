@@ -219,6 +219,8 @@ class ClientConnection(Connection):
             case SubOk() as answer:
                 self._events.append(Subscribed(answer))
             case Err() as err:
+                if (err.ref is None) == (err.mid is None):
+                    raise RWTProtocolError("ERR answers neither one message nor one subscription")
                 self._events.append(Refused(err))
             case Closed() as closed:
                 self._events.append(StreamClosed(closed))

@@ -145,10 +145,18 @@ class Connection:
         self._now = now
         self._fail(CloseCode.PROTOCOL_ERROR, "a text message was received")
 
-    def close(self, code: int, now: float, *, reason: str = "", keep: bool | None = None) -> None:
+    def close(
+        self,
+        code: int,
+        now: float,
+        *,
+        reason: str = "",
+        keep: bool | None = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
         """End the connection from this side with a sealed BYE, if there are keys for one."""
         self._now = now
-        self._end(code, reason, keep=keep)
+        self._end(code, reason, keep=keep, retry_after_ms=retry_after_ms)
 
     # --- for the two sides ---
 

@@ -379,8 +379,7 @@ class ServerConnection(Connection):
                 self._warn(Warning.TOKEN_REUSE, "the session is revoked")
                 self._end(CloseCode.REVOKED, "the session is revoked")
             case Swap.GONE:
-                code = CloseCode.AUTHENTICATION_FAILED if connecting else CloseCode.SESSION_ENDED
-                self._end(code, "the session has ended")
+                self._end(CloseCode.SESSION_ENDED, "the session has ended")
             case Swap.UNKNOWN:
                 self._end(CloseCode.INTERNAL, "the session store did not answer")
 
@@ -410,6 +409,9 @@ class ServerConnection(Connection):
         signature = None
         if self._signer is not None:
             signature = self._signer.sign(key_schedule.server_signature_input(keys.transcript))
+        granted = None
+        if step.rotate_ms is not None:
+            granted = RotationTerms(schedule.interval_ms, schedule.pattern.value, schedule.threshold)
         ready = Ready(
             epoch=keys.epoch,
             policy=rules.policy,
@@ -422,7 +424,7 @@ class ServerConnection(Connection):
             expires_ms=step.expires_ms,
             rotate_ms=step.rotate_ms,
             signature=signature,
-            granted=RotationTerms(schedule.interval_ms, schedule.pattern.value, schedule.threshold),
+            granted=granted,
         )
         self._send(ready)
         self._arm(step)
@@ -508,6 +510,20 @@ class ServerConnection(Connection):
         self._arm(step)
         self._rearm()
         self._events.append(Rotated(keys.epoch, step.rotate_ms, step.expires_ms))
+
+    def warn_reuse(self, now: float) -> None:
+        """The session was revoked on another connection: tell this one and end it."""
+        self._now = now
+        if self.state is State.CLOSED:
+            return
+        if self._sealer is not None:
+            self._warn(Warning.TOKEN_REUSE, "a token that is not current was used: the session is revoked")
+        self._end(CloseCode.REVOKED, "token reuse")
+
+    @property
+    def lifetime_ms(self) -> int:
+        """Milliseconds until the current epoch expires."""
+        return max(0, int((self._expires_at - self._now) * 1000)) if self._expires_at < inf else 0
 
     # --- answers (section 10) ---
 

@@ -35,7 +35,8 @@ class SessionRecord:
         sid: 16 bytes.
         user: Whom the session speaks for; shown to subscribers.
         key: Id of the API key that opened it.
-        channels: Patterns it may use; None: all that the server allows.
+        channels: Patterns of the API key; None: all that the server allows.
+        scopes: Patterns the ticket was narrowed to; None: not narrowed. Both must match.
         epoch: 0 until the first connect; then `token` is the ticket.
         token: The current token, 32 bytes.
         suites: What the ticket response offered, in the server's order of preference.
@@ -53,6 +54,7 @@ class SessionRecord:
     expires_at: float
     ends_at: float
     channels: tuple[str, ...] | None = None
+    scopes: tuple[str, ...] | None = None
     epoch: int = 0
     suite: int | None = None
     family: bytes | None = field(default=None, repr=False)
@@ -87,6 +89,8 @@ def pick_proof(record: SessionRecord | None, hello: Hello) -> Proof:
     """
     if record is None:
         raise _refused()
+    if hello.suite not in hello.suites:
+        raise RWTProtocolError("HELLO has a share of a suite it does not offer")
     if record.suite is not None:
         wanted: int | None = record.suite
     else:
@@ -108,7 +112,7 @@ def pick_proof(record: SessionRecord | None, hello: Hello) -> Proof:
                 raise StoreConflict("the client is ahead of the store", CloseCode.AUTHENTICATION_FAILED)
             found = Proof(family, record.family, hello.epoch + 1, False)
     if found.epoch > limits.MAX_EPOCH:
-        raise _refused()
+        raise RWTProtocolError("the last epoch is reached", CloseCode.SESSION_ENDED)
     return found
 
 

@@ -1,0 +1,5 @@
+"""`python -m rwt_server` is `rwt-server`."""
+
+from .cli import main
+
+main()
