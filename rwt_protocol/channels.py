@@ -42,6 +42,8 @@ class ChannelState(Enum):
     CLOSED = "closed"
     OPENING = "opening"
     OPEN = "open"
+    CHANGING = "changing"
+    """Open, and a further SUB has no answer yet."""
 
 
 class Channel:
@@ -64,9 +66,14 @@ class Channel:
         self._overlap = 0
         """How many more entries may be repeats: a server that lost the tail of a log starts earlier."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the server knows the channel's stream on this connection."""
+        return self.state in (ChannelState.OPEN, ChannelState.CHANGING)
+
     def subscribe(self, ref: int, *, use: Use, history: int | None = None) -> Sub:
         """Compose SUB: behind the last entry received, or with `history` entries before the tail."""
-        self.state = ChannelState.OPENING
+        self.state = ChannelState.CHANGING if self.is_open else ChannelState.OPENING
         place = self.position
         return Sub(
             ref,

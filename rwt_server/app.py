@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
@@ -175,8 +174,8 @@ def _scopes(value: object, key: ApiKey) -> tuple[str, ...] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(scope, str) and scope for scope in value):
         raise _Refusal(400, "malformed", "scopes is not a list of channel patterns")
+    # Both the key's patterns and the scopes must match a name; this only catches a plain mistake early.
     for scope in value:
-        # A scope may only narrow: it must itself be covered by a pattern of the key.
         if not may_use(key.channels, scope):
             raise _Refusal(403, "forbidden", f"scope {scope!r} is not covered by the API key")
     return tuple(value)
@@ -245,7 +244,7 @@ async def _websocket(request: web.Request) -> web.StreamResponse:
     )
     await ws.prepare(request)
     transport = request.transport
-    if not isinstance(transport, asyncio.Transport):
+    if transport is None:
         return ws
     sock = transport.get_extra_info("socket")
     if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):

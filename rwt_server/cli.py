@@ -176,12 +176,17 @@ def serve(
             f"Data lies in {data_dir.resolve()}; messages and sessions are kept in memory only.",
             err=True,
         )
-    try:
-        from uvloop import new_event_loop as loop_factory
-    except ImportError:
-        loop_factory = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(run_server(config, keys))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop where it is installed (extra `speed`)."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 # --- keys ------------------------------------------------------------------------------------------------

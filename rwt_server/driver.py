@@ -110,7 +110,8 @@ class Driver:
 
     def may(self, channel: str) -> bool:
         """Whether this session may use a channel."""
-        return self._session is not None and may_use(self._session.channels, channel)
+        session = self._live()
+        return may_use(session.channels, channel) and may_use(session.scopes, channel)
 
     def answers(self) -> Answers:
         """The remembered answers of this session."""

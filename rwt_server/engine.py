@@ -93,7 +93,8 @@ class Log(Protocol):
 class Engine(Protocol):
     """Everything that outlives a connection."""
 
-    sessions: SessionStore
+    @property
+    def sessions(self) -> SessionStore: ...
 
     def log(self, name: str, retention: Retention) -> Log:
         """Return the log of a channel; a new one if there is none."""

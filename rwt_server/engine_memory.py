@@ -235,10 +235,14 @@ class MemoryEngine:
         clock: Callable[[], float],
         clock_ms: Callable[[], int],
     ) -> None:
-        self.sessions = MemorySessions(clock)
+        self._sessions = MemorySessions(clock)
         self._random = random_bytes
         self._clock_ms = clock_ms
         self._logs: dict[str, MemoryLog] = {}
+
+    @property
+    def sessions(self) -> MemorySessions:
+        return self._sessions
 
     def log(self, name: str, retention: Retention) -> MemoryLog:
         found = self._logs.get(name)

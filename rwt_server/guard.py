@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 WRITE_HIGH = 131_072
 """Bytes that may wait in a transport before its connection counts as lagging (section 10)."""
@@ -77,9 +78,7 @@ class Guard(asyncio.Protocol):
         protocol = transport.get_protocol()
         if isinstance(protocol, Guard):
             return protocol
-        if not isinstance(protocol, asyncio.Protocol):
-            raise TypeError(f"the transport has a {type(protocol).__name__}, not an asyncio.Protocol")
-        guard = cls(protocol)
+        guard = cls(cast(asyncio.Protocol, protocol))
         guard._transport = transport
         transport.set_protocol(guard)
         return guard
@@ -99,9 +98,8 @@ class Guard(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError("a stream transport is needed")
-        self._transport = transport
+        # Not checked with isinstance: the transports of uvloop do not derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         self._inner.connection_made(transport)
         self.restart()
 
