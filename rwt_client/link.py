@@ -15,6 +15,7 @@ from .reconnect import Ending
 from .transport import Socket
 
 _CLOSE_TIMEOUT = 3.0
+"""Seconds for the last word, and again for the closing handshake."""
 
 
 class Link:
@@ -53,9 +54,14 @@ class Link:
     def now(self) -> float:
         return self._loop.time()
 
-    def close(self, code: int, reason: str, *, keep: bool) -> None:
+    def ping(self) -> None:
+        """Measure a round trip; its end is an event."""
+        self.conn.ping(self.now())
+        self._drain()
+
+    def close(self, code: int, reason: str) -> None:
         """Say goodbye; `run` returns when it is said."""
-        self.conn.close(code, self.now(), reason=reason, keep=keep or None)
+        self.conn.close(code, self.now(), reason=reason)
         self._drain()
 
     async def run(self) -> Ending:
@@ -74,21 +80,15 @@ class Link:
                 self._timer.cancel()
             for task in both:
                 task.cancel()
-            results = await asyncio.gather(*both, return_exceptions=True)
+                results = await asyncio.gather(*both, return_exceptions=True)
+            # Also when cancelled: nothing of the connection stays behind.
+            await self._close_socket()
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, ConnectionError):
                 raise result
-        return await self._finish(results[0] if isinstance(results[0], int) else ABNORMAL_CLOSURE)
-
-    async def _finish(self, code: int) -> Ending:
         over = self._over
-        try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await self._socket.close(int(over.code) if over is not None else 1000)
-        except (TimeoutError, ConnectionError):
-            pass
         if over is None:
-            return Ending(code=code)
+            return Ending(code=results[0] if isinstance(results[0], int) else ABNORMAL_CLOSURE)
         return Ending(
             code=int(over.code),
             reason=over.reason,
@@ -96,6 +96,13 @@ class Link:
             by_peer=over.by_peer,
             retry_after=None if over.retry_after_ms is None else over.retry_after_ms / 1000,
         )
+
+    async def _close_socket(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await self._socket.close(int(self._over.code) if self._over is not None else 1000)
+        except (TimeoutError, ConnectionError):
+            pass
 
     async def _read(self) -> int:
         """Read until the connection is over; return the close code of the WebSocket."""

@@ -55,6 +55,15 @@ class TokenRotation:
             "0.5 to 0.95",
         )
 
+    @classmethod
+    def granted(cls, terms: RotationTerms) -> TokenRotation:
+        """What a server granted, told as it is: it may be more than a client may ask for."""
+        found = object.__new__(cls)
+        object.__setattr__(found, "interval", terms.interval_ms / 1000)
+        object.__setattr__(found, "pattern", terms.pattern)
+        object.__setattr__(found, "renew_threshold", terms.threshold / 1000)
+        return found
+
     @property
     def terms(self) -> RotationTerms:
         return RotationTerms(int(self.interval * 1000), self.pattern, round(self.renew_threshold * 1000))

@@ -260,6 +260,10 @@ class Outbox(Generic[T]):
         self.size -= sum(len(message.body) for message in (*sent, *queued))
         return sent, queued
 
+    def channels(self) -> list[str]:
+        """Names of the channels that have anything queued or unanswered."""
+        return list(dict.fromkeys([*self._queues, *(m.channel for m in self._unanswered.values())]))
+
     def discard(self, message: Outgoing[T]) -> bool:
         """Drop a message that has not left its queue; False if it has."""
         queue = self._queues.get(message.channel)

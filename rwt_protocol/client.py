@@ -362,6 +362,15 @@ class ClientConnection(Connection):
         """Send UNSUB."""
         self._send(Unsub(ref, stream))
 
+    def ping(self, now: float) -> None:
+        """Send PING; `RoundTrip` tells when it is answered."""
+        self._now = now
+        if self.is_open:
+            self._ping_number += 1
+            self._pinged_at = now
+            self._ping_at = now + self._ping
+            self._send(Ping(self._ping_number))
+
     # --- time ---
 
     @property
@@ -394,10 +403,7 @@ class ClientConnection(Connection):
             self._events.append(Warned(Warning.ROTATION_OVERDUE, "no rotation came when it was due"))
             self._send(Request(RequestReason.OVERDUE))
         if now >= self._ping_at:
-            self._ping_number += 1
-            self._pinged_at = now
-            self._ping_at = now + self._ping
-            self._send(Ping(self._ping_number))
+            self.ping(now)
 
     def _extend(self, now: float) -> float:
         """The deadlines are for silence: while valid frames keep arriving they move, by 60 s at most."""

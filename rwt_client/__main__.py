@@ -1,0 +1,5 @@
+"""`python -m rwt_client` is `rwt`."""
+
+from .cli import main
+
+main()
