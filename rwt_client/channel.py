@@ -79,9 +79,9 @@ class RWTChannel:
         """Wait for the next message that fits; see `RWTClient.wait_for_message`."""
         return await self._client.wait_for_message(predicate, type=type, channel=self.name, timeout=timeout)
 
-    def messages(self) -> MessageStream:
-        """Return an iterator over messages from now on."""
-        return self._client.messages(self.name)
+    def messages(self, *, history: int = 0) -> MessageStream:
+        """Return an iterator over messages from now on; see `RWTClient.messages`."""
+        return self._client.messages(self.name, history=history)
 
     def __aiter__(self) -> MessageStream:
         return self.messages()

@@ -107,7 +107,7 @@ class Channels:
         """Open for sending and receiving, and wait for the answer."""
         require(history >= 0, "history", history, "0 or more")
         use = self.use(name)
-        use.history = history
+        use.history = use.history or history
         if use.core.is_open and use.core.wanted is Use.BOTH:
             return
         opened = use.opening.add()
@@ -149,9 +149,12 @@ class Channels:
                 details={"sent": True},
             ) from None
 
-    def messages(self, name: str) -> MessageStream:
+    def messages(self, name: str, history: int = 0) -> MessageStream:
         """Return an iterator over the messages of a channel from now on; opens it to receive."""
-        stream = self.use(name).inbox.open_stream()
+        require(history >= 0, "history", history, "0 or more")
+        use = self.use(name)
+        use.history = use.history or history
+        stream = use.inbox.open_stream()
         self.receive(name)
         return stream
 

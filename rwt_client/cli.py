@@ -360,8 +360,8 @@ async def sub(
     meter = _Meter("received", size, quiet=quiet or not raw)
     out = sys.stdout.buffer
     try:
-        stream = client.messages(channel)
-        await client.open_channel(channel, history=history, timeout=timeout)
+        stream = client.messages(channel, history=history)
+        await client.open_channel(channel, timeout=timeout)
         click.echo(f"rwt: subscribed to {channel}", err=True)
         async for message in stream:
             if raw:

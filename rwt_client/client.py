@@ -357,14 +357,17 @@ class RWTClient:
 
     # --- receiving ---
 
-    def messages(self, channel: str = "default") -> MessageStream:
+    def messages(self, channel: str = "default", *, history: int = 0) -> MessageStream:
         """Return an iterator over the messages of a channel from now on; opens it to receive.
+
+        Args:
+            history: Entries before the newest to begin with; only for a channel that was never open.
 
         It survives reconnects and ends when the channel is closed, the client is disconnected, or gives up
         (then it raises why). What waits in it counts for back-pressure: read it, or `close()` it.
         """
         self._check_running("receive")
-        return self._channels.messages(channel)
+        return self._channels.messages(channel, history)
 
     async def wait_for_message(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -112,6 +113,15 @@ def _message(raw: bytes, fallback: str) -> str:
         return fallback
 
 
+def _why(exc: aiohttp.ClientError) -> str:
+    """The reason in the system's words, without what only aiohttp's users understand."""
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted ({exc.certificate_error})"
+    if isinstance(exc, aiohttp.ClientOSError) and exc.strerror:
+        return os.strerror(exc.errno).lower() if exc.errno and exc.errno > 0 else str(exc.strerror)
+    return str(exc) or type(exc).__name__
+
+
 class _AiohttpSocket:
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         self._ws = ws
@@ -158,7 +168,7 @@ class AiohttpTransport:
                 raw = await response.content.read(_MAX_ANSWER)
                 status, answered = response.status, response.headers
         except aiohttp.ClientError as exc:
-            raise ConnectionError(str(exc) or type(exc).__name__) from exc
+            raise ConnectionError(_why(exc)) from exc
         if status != 200:
             raise HTTPRefusal(status, _message(raw, f"HTTP status {status}"), _retry_after(answered))
         try:
@@ -181,7 +191,7 @@ class AiohttpTransport:
         except aiohttp.WSServerHandshakeError as exc:
             raise HTTPRefusal(exc.status, exc.message, _retry_after(exc.headers or {})) from exc
         except aiohttp.ClientError as exc:
-            raise ConnectionError(str(exc) or type(exc).__name__) from exc
+            raise ConnectionError(_why(exc)) from exc
         if ws.protocol != SUBPROTOCOL:
             await ws.close()
             raise RWTConnectionError(f"the server does not speak {SUBPROTOCOL}", operation="connect")
