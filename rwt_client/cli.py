@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from rwt_protocol.errors import RWTError, RWTSendError
+from rwt_protocol.errors import RWTAuthenticationError, RWTError, RWTSendError
 
 from .client import RWTClient
 from .dragonfire import DEFAULT_URL, DragonFireClient
@@ -36,6 +36,8 @@ class _Command(click.Command):
         try:
             return super().invoke(ctx)
         except ValueError as exc:
+            raise click.ClickException(str(exc)) from exc
+        except RWTAuthenticationError as exc:
             raise click.ClickException(str(exc)) from exc
         except RWTError as exc:
             click.echo(f"rwt: {exc}", err=True)

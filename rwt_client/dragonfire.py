@@ -150,7 +150,7 @@ class DragonFireClient:
         try:
             return await self.transport.post(url, {"Authorization": f"Bearer {self._api_key}"}, body)
         except HTTPRefusal as refusal:
-            raise _refused(refusal, "ticket", self._url) from refusal
+            raise _refused(refusal, self._url, _shown(self._api_key or "")) from refusal
         except (ConnectionError, OSError) as exc:
             raise RWTConnectionError(
                 f"{self._url} cannot be reached: {exc}", code="unreachable", operation="ticket"
@@ -172,11 +172,16 @@ class DragonFireClient:
         return f"<DragonFireClient {self._url}>"
 
 
-def _check_key(api_key: str) -> None:
+def _shown(api_key: str) -> str:
+    """A key without its secret."""
     scheme, _, rest = api_key.partition("_")
     key_id, _, secret = rest.partition("_")
-    shown = f"rwt_{key_id}_***" if scheme == "rwt" and key_id and secret else f"of {len(api_key)} characters"
-    if scheme != "rwt" or not key_id or not secret or not api_key.isascii() or not api_key.isprintable():
+    return f"rwt_{key_id}_***" if scheme == "rwt" and key_id and secret else f"of {len(api_key)} characters"
+
+
+def _check_key(api_key: str) -> None:
+    shown = _shown(api_key)
+    if not shown.startswith("rwt_") or not api_key.isascii() or not api_key.isprintable():
         raise ValueError(
             f"api_key {shown} cannot be used: give rwt_<id>_<secret>, as `rwt-server keys create` prints it"
         )
@@ -184,11 +189,14 @@ def _check_key(api_key: str) -> None:
         raise ValueError(f"api_key {shown} cannot be used: it has a space in it")
 
 
-def _refused(refusal: HTTPRefusal, operation: str, url: str) -> RWTError:
+def _refused(refusal: HTTPRefusal, url: str, key: str) -> RWTError:
+    operation = "ticket"
     details = {"http_status": refusal.status, "url": url}
     if refusal.status in (401, 403):
         return RWTAuthenticationError(
-            f"{url} refused the credentials: {refusal}", operation=operation, details=details
+            f"{url} refused api_key {key} ({refusal}): make one with `rwt-server keys create`",
+            operation=operation,
+            details=details,
         )
     if refusal.status == 404:
         return RWTConnectionError(

@@ -104,7 +104,9 @@ def _identity(path: Path) -> SigningKey:
 @click.option(
     "--port", type=int, default=8765, show_default=True, envvar="RWT_PORT", help="0: any free port."
 )
-@click.option("--url", envvar="RWT_PUBLIC_URL", help="WebSocket endpoint told to clients, if a proxy stands before.")
+@click.option(
+    "--url", envvar="RWT_PUBLIC_URL", help="WebSocket endpoint told to clients, if a proxy stands before."
+)
 @click.option("--prefix", default="/rwt", show_default=True, help="Path under which all routes lie.")
 @click.option(
     "--region", default="local", show_default=True, envvar="RWT_REGION", help="Name of this region."

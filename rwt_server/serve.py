@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import ssl
@@ -23,13 +24,17 @@ _KEEPALIVE = 5.0
 """Seconds that an idle HTTP connection is kept; below the deadline of connections."""
 
 
+def _why(exc: OSError) -> str:
+    return os.strerror(exc.errno).lower() if exc.errno and exc.errno > 0 else str(exc.strerror or exc)
+
+
 def _listen(config: ServerConfig) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         return socket.create_server((config.host, config.port), family=family, backlog=1_024)
     except OSError as exc:
         raise ConfigError(
-            f"address {config.host}:{config.port} cannot be used ({exc.strerror}): "
+            f"address {config.host}:{config.port} cannot be used ({_why(exc)}): "
             "choose another with --host and --port"
         ) from exc
 
