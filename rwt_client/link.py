@@ -8,6 +8,7 @@ from math import inf
 
 from rwt_protocol import ClientConnection, ClientRules, ClientSession, State
 from rwt_protocol.codes import ABNORMAL_CLOSURE
+from rwt_protocol.errors import RWTProtocolError
 from rwt_protocol.events import Event, Terminated
 from rwt_protocol.suites import RandomBytes
 
@@ -140,8 +141,11 @@ class Link:
             for event in events:
                 if isinstance(event, Terminated):
                     self._over = event
-                else:
+                    continue
+                try:
                     self._on_event(event)
+                except RWTProtocolError as exc:
+                    self.conn.reject(exc, self.now())
         self._work.set()
         self._arm()
 

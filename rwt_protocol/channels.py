@@ -49,7 +49,7 @@ class ChannelState(Enum):
 class Channel:
     """One channel of a client: what it is used for, and the last entry received."""
 
-    __slots__ = ("_overlap", "_tags", "name", "position", "state", "stream", "use", "wanted")
+    __slots__ = ("_known", "_repeats_until", "_tags", "name", "position", "state", "stream", "use", "wanted")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,8 +63,9 @@ class Channel:
         self.position: Position | None = None
         """The last entry received; None before the first SUBOK."""
         self._tags: deque[bytes] = deque(maxlen=limits.MAX_TAGS_HELD)
-        self._overlap = 0
-        """How many more entries may be repeats: a server that lost the tail of a log starts earlier."""
+        self._known: set[bytes] = set()
+        """Tags of entries that may come again, up to offset `_repeats_until`."""
+        self._repeats_until = 0
 
     @property
     def is_open(self) -> bool:
@@ -101,10 +102,15 @@ class Channel:
         self.position = gap.next
 
     def _enter(self, gap: Gap) -> None:
-        if gap.reason == GapReason.LOG_LOST:
-            self._tags.clear()
-        elif gap.reason == GapReason.DIVERGED:
-            self._overlap = limits.MAX_TAGS_HELD
+        """The tags held no longer lead up to where delivery goes on."""
+        if gap.reason == GapReason.DIVERGED:
+            # The server lost the tail of the log and starts earlier: what survived comes again, under the
+            # same tags and offsets.
+            self._known |= set(self._tags)
+            self._repeats_until = gap.last
+        else:
+            self._known.clear()
+        self._tags.clear()
 
     def accept(self, entries: list[Entry]) -> list[Entry]:
         """Take entries in order and return those not seen before.
@@ -117,16 +123,16 @@ class Channel:
             raise RWTProtocolError("an entry came before its subscription was granted")
         log, offset, tag = place
         fresh: list[Entry] = []
-        tags = self._tags
+        tags, known = self._tags, self._known
         for entry in entries:
             if entry.offset != offset + 1:
                 raise RWTProtocolError("an entry is not the next one of its log")
             offset, tag = entry.offset, entry.tag
-            if not self._overlap or tag not in tags:
-                tags.append(tag)
+            tags.append(tag)
+            if not known or tag not in known:
                 fresh.append(entry)
-            if self._overlap:
-                self._overlap -= 1
+        if known and offset >= self._repeats_until:
+            known.clear()
         self.position = Position(log, offset, tag)
         return fresh
 
@@ -225,10 +231,12 @@ class Outbox(Generic[T]):
         for first, count, _, log, offset, stored_ms in ack.runs:
             if count > self.window:
                 raise RWTProtocolError("an ACK answers more messages than the window holds")
+            if first + count > self._next_mid:
+                raise RWTProtocolError("an ACK answers a message that was never sent")
             for index in range(count):
                 message = self.remove(first + index)
                 if message is not None:
-                    found.append(Answered(message, log, offset + index, stored_ms))
+                    found.append(Answered(message, log, offset + index if log else 0, stored_ms))
         return found
 
     def remove(self, mid: int) -> Outgoing[T] | None:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 import cbor2
 
 from . import frames, limits
-from .codes import CloseCode, FrameType
+from .codes import CloseCode, ErrorCode, FrameType, GapReason
 from .errors import RWTProtocolError
 from .frames import AckRun, Control, Entry, Gap, Position, Publication, RotationTerms, Signature
 
@@ -95,6 +95,15 @@ def _wrong(what: str) -> RWTProtocolError:
     return RWTProtocolError(f"a field is not {what}")
 
 
+def between(least: int, most: int) -> Reader[int]:
+    def read(item: Any) -> int:
+        if type(item) is not int or not least <= item <= most:
+            raise _wrong(f"an unsigned integer of {least} to {most}")
+        return item
+
+    return read
+
+
 def uint(item: Any) -> int:
     if type(item) is not int:  # True is an int, 1.0 equals 1
         raise _wrong("an unsigned integer")
@@ -102,18 +111,10 @@ def uint(item: Any) -> int:
 
 
 def small(top: int) -> Reader[int]:
-    def read(item: Any) -> int:
-        if type(item) is not int or item > top:
-            raise _wrong(f"an unsigned integer of at most {top}")
-        return item
-
-    return read
+    return between(0, top)
 
 
-def positive(item: Any) -> int:
-    if type(item) is not int or item < 1:
-        raise _wrong("a positive integer")
-    return item
+positive = between(1, MAX_UINT)
 
 
 def boolean(item: Any) -> bool:
@@ -159,6 +160,8 @@ def _row(item: Any, *readers: Reader[Any]) -> list[Any]:
 
 
 bytes8 = sized(8)
+uint32 = small(limits.MAX_EPOCH)
+_GAP_REASONS: Final = frozenset(GapReason)
 
 
 def _tag(item: Any) -> bytes:
@@ -175,21 +178,32 @@ def _log_or_none(item: Any) -> bytes:
 
 def position(item: Any) -> Position:
     found = Position(*_row(item, bytes8, uint, _tag))
-    if not found.tag and found.offset:
-        raise _wrong("a position: only offset 0 has no tag")
+    if bool(found.tag) != bool(found.offset):
+        raise _wrong("a position: offset 0 has no tag, every other has one")
     return found
 
 
 def gap(item: Any) -> Gap:
-    return Gap(*_row(item, uint, bytes8, uint, uint, position))
+    found = Gap(*_row(item, uint, bytes8, positive, uint, position))
+    if found.reason not in _GAP_REASONS:
+        raise _wrong("a gap with a known reason")
+    return found
 
 
 def signature(item: Any) -> Signature:
     return Signature(*_row(item, bytes8, sized(64)))
 
 
-def rotation_terms(item: Any) -> RotationTerms:
-    return RotationTerms(*_row(item, positive, text, positive))
+def rotation_wish(item: Any) -> RotationTerms:
+    return RotationTerms(*_row(item, uint, text, uint))
+
+
+_granted_interval = between(limits.MIN_INTERVAL_MS, limits.MAX_INTERVAL_MS)
+_granted_threshold = between(limits.MIN_THRESHOLD, limits.MAX_THRESHOLD)
+
+
+def rotation_grant(item: Any) -> RotationTerms:
+    return RotationTerms(*_row(item, _granted_interval, text, _granted_threshold))
 
 
 def client_info(item: Any) -> tuple[str, str]:
@@ -198,7 +212,10 @@ def client_info(item: Any) -> tuple[str, str]:
 
 
 def ack_run(item: Any) -> AckRun:
-    return AckRun(*_row(item, positive, positive, uint, _log_or_none, uint, uint))
+    run = AckRun(*_row(item, positive, positive, uint32, _log_or_none, uint, uint))
+    if bool(run.log) != bool(run.first_offset):
+        raise _wrong("an ACK run: offset 0 has no log, every other has one")
+    return run
 
 
 # --- control bodies --------------------------------------------------------------------------------------
@@ -217,22 +234,22 @@ def _optional(key: int, name: str, read: Reader[Any]) -> Field:
     return Field(key, name, read, required=False)
 
 
-uint32 = small(limits.MAX_EPOCH)
 _policy = small(2)
+_MAX_ERROR: Final = max(ErrorCode)
 
 WIRE: Final[dict[FrameType, tuple[type[Control], tuple[Field, ...]]]] = {
     FrameType.HELLO: (
         frames.Hello,
         (
-            Field(1, "versions", array(uint, 1, 16)),
-            Field(2, "suites", array(uint, 1, 16)),
+            Field(1, "versions", array(uint, 1, limits.MAX_CONTROL)),
+            Field(2, "suites", array(uint, 1, limits.MAX_CONTROL)),
             Field(3, "suite", uint),
             Field(4, "share", blob),
             Field(5, "sid", sized(16)),
             Field(6, "token_ids", array(bytes8, 1, limits.MAX_OFFERED_IDS)),
             Field(7, "policy", _policy),
             Field(8, "epoch", uint32),
-            _optional(9, "signature_algorithms", array(uint, 1, 16)),
+            _optional(9, "signature_algorithms", array(uint, 1, limits.MAX_CONTROL)),
         ),
     ),
     FrameType.WELCOME: (
@@ -249,7 +266,7 @@ WIRE: Final[dict[FrameType, tuple[type[Control], tuple[Field, ...]]]] = {
         frames.Confirm,
         (
             _optional(1, "signature", signature),
-            _optional(2, "rotation", rotation_terms),
+            _optional(2, "rotation", rotation_wish),
             _optional(3, "client", client_info),
         ),
     ),
@@ -264,7 +281,7 @@ WIRE: Final[dict[FrameType, tuple[type[Control], tuple[Field, ...]]]] = {
             _optional(6, "signature", signature),
             Field(7, "resume_window_ms", uint),
             Field(8, "ping_ms", positive),
-            _optional(9, "granted", rotation_terms),
+            _optional(9, "granted", rotation_grant),
             Field(10, "window", positive),
             Field(11, "max_message", positive),
             Field(12, "expires_ms", uint),
@@ -285,12 +302,16 @@ WIRE: Final[dict[FrameType, tuple[type[Control], tuple[Field, ...]]]] = {
     FrameType.REQUEST: (frames.Request, (Field(1, "reason", uint),)),
     FrameType.WARN: (
         frames.Warn,
-        (Field(1, "code", text), _optional(2, "text", text), _optional(3, "facts", array(text, 0, 64))),
+        (
+            Field(1, "code", text),
+            _optional(2, "text", text),
+            _optional(3, "facts", array(text, 0, limits.MAX_CONTROL)),
+        ),
     ),
     FrameType.BYE: (
         frames.Bye,
         (
-            Field(1, "code", uint),
+            Field(1, "code", between(1_000, 4_999)),
             _optional(2, "reason", text),
             _optional(3, "retry_after_ms", uint),
             _optional(4, "keep", boolean),
@@ -327,14 +348,14 @@ WIRE: Final[dict[FrameType, tuple[type[Control], tuple[Field, ...]]]] = {
         (
             _optional(1, "ref", uint),
             _optional(8, "mid", positive),
-            Field(9, "code", uint),
+            Field(9, "code", between(1, _MAX_ERROR)),
             _optional(10, "text", text),
             _optional(11, "retry_after_ms", uint),
         ),
     ),
     FrameType.CLOSED: (
         frames.Closed,
-        (_optional(1, "ref", uint), Field(2, "stream", uint32), Field(9, "code", uint)),
+        (_optional(1, "ref", uint), Field(2, "stream", uint32), Field(9, "code", small(_MAX_ERROR))),
     ),
     FrameType.GAP: (frames.GapNotice, (Field(2, "stream", uint32), Field(7, "gap", gap))),
     FrameType.ACK: (frames.Ack, (Field(1, "runs", array(ack_run, 1, limits.MAX_CONTROL)),)),

@@ -158,6 +158,11 @@ class Connection:
         self._now = now
         self._end(code, reason, keep=keep, retry_after_ms=retry_after_ms)
 
+    def reject(self, fault: RWTProtocolError, now: float) -> None:
+        """What the peer sent was found wrong above this layer: end the connection as `receive` would."""
+        self._now = now
+        self._fail(fault.close_code, str(fault))
+
     # --- for the two sides ---
 
     def _receive(self, data: bytes) -> None:

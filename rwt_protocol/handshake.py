@@ -99,7 +99,7 @@ def client_keys(sent: ClientHello, welcome_frame: bytes) -> tuple[EpochKeys, Hel
     if not isinstance(welcome, Welcome):
         raise AssertionError("decode_clear returns what it was asked for")
     if welcome.version != VERSION or welcome.suite != sent.own.suite:
-        raise RWTProtocolError("WELCOME chose what was not offered", CloseCode.VERSION_OR_SUITE)
+        raise RWTProtocolError("WELCOME chose what was not offered")
     picked = sent.offers.get(welcome.picked)
     if picked is None:
         raise RWTProtocolError("WELCOME picked a token that was not offered")
@@ -124,6 +124,8 @@ def read_hello(data: bytes) -> Hello:
     hello = decode_clear(FrameType.HELLO, data)
     if not isinstance(hello, Hello):
         raise AssertionError("decode_clear returns what it was asked for")
+    if hello.suite not in hello.suites:
+        raise RWTProtocolError("HELLO has a share of a suite it does not offer")
     if VERSION not in hello.versions:
         raise RWTProtocolError("no common version", CloseCode.VERSION_OR_SUITE)
     return hello

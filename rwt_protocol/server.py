@@ -313,17 +313,20 @@ class ServerConnection(Connection):
         if not isinstance(keys, EpochKeys) or not isinstance(proof, Proof):
             raise RWTProtocolError("CONFIRM was sent twice")
         try:
-            confirm = self._open_control(header, self._rx)
-            if not isinstance(confirm, Confirm):
-                raise AssertionError("the header says CONFIRM")
-            self._check_device(confirm.signature, keys)
+            if header.stream:
+                raise RWTProtocolError("a control frame has a stream")
+            body = self._open(header, self._rx)
         except RWTProtocolError as exc:
             # Until CONFIRM opens, every failure looks the same.
             raise RWTProtocolError(str(exc), CloseCode.AUTHENTICATION_FAILED) from exc
-        # From here on the peer is who it says; what it is told is sealed.
+        # From here on the peer knows the secret; what it is told is sealed.
         self._handshake = None
         self._sealer = Sealer(keys.server, keys.epoch, self._rules.usage)
         self.epoch = keys.epoch
+        confirm = codec.decode_control(FrameType.CONFIRM, body)
+        if not isinstance(confirm, Confirm):
+            raise AssertionError("the header says CONFIRM")
+        self._check_device(confirm.signature, keys, CloseCode.AUTHENTICATION_FAILED)
         if not proof.live:
             self._reuse()
             return
@@ -337,11 +340,13 @@ class ServerConnection(Connection):
         )
         self._want_advance(keys, proof.picked)
 
-    def _check_device(self, signature: Signature | None, keys: EpochKeys) -> None:
+    def _check_device(
+        self, signature: Signature | None, keys: EpochKeys, code: CloseCode = CloseCode.PROTOCOL_ERROR
+    ) -> None:
         if self._device_key is not None and not self._device_key.verify(
             signature, key_schedule.client_signature_input(keys.transcript)
         ):
-            raise RWTProtocolError("a device signature is missing or wrong")
+            raise RWTProtocolError("a device signature is missing or wrong", code)
 
     def _reuse(self) -> None:
         self._events.append(RevocationWanted(self.sid))

@@ -89,8 +89,6 @@ def pick_proof(record: SessionRecord | None, hello: Hello) -> Proof:
     """
     if record is None:
         raise _refused()
-    if hello.suite not in hello.suites:
-        raise RWTProtocolError("HELLO has a share of a suite it does not offer")
     if record.suite is not None:
         wanted: int | None = record.suite
     else:
@@ -240,7 +238,7 @@ class ClientSession:
     @property
     def spent(self) -> bool:
         """Whether a new ticket is needed: too many attempts without an answer."""
-        return len(self.held) > limits.MAX_CANDIDATES or (
+        return len(self.held) >= limits.MAX_CANDIDATES or (
             self.ready_epoch == 0 and self._unfinished >= limits.MAX_UNFINISHED
         )
 
