@@ -81,7 +81,7 @@ class Link:
                 self._timer.cancel()
             for task in both:
                 task.cancel()
-                results = await asyncio.gather(*both, return_exceptions=True)
+            results = await asyncio.gather(*both, return_exceptions=True)
             # Also when cancelled: nothing of the connection stays behind.
             await self._close_socket()
         for result in results:

@@ -59,6 +59,7 @@ class Driver:
 
     __slots__ = (
         "_address",
+        "_answers",
         "_over",
         "_reader",
         "_session",
@@ -96,6 +97,7 @@ class Driver:
         self._address = address
         self._reader = TurnReader(ws)
         self._session: Session | None = None
+        self._answers: Answers | None = None
         self._over: Terminated | None = None
         self._task = asyncio.current_task()
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
@@ -113,11 +115,16 @@ class Driver:
         session = self._live()
         return may_use(session.channels, channel) and may_use(session.scopes, channel)
 
+    @property
     def answers(self) -> Answers:
         """The remembered answers of this session."""
+        return self._answers or self._first_answers()
+
+    def _first_answers(self) -> Answers:
         session = self._live()
         if session.answers is None:
             session.answers = Answers()
+        self._answers = session.answers
         return session.answers
 
     def inbox(self) -> Channel:

@@ -16,7 +16,7 @@ from .config import Retention
 from .engine import Appended, Start, StoredEntry
 
 _COMPACT = 1_024
-_TAG_POOL = 512
+_TAG_POOL = 256
 _TRIMMED = StoredEntry(b"", b"", Level.STANDARD, 0, 0)
 """Stands in for a trimmed entry until the front of the list is cut off: its bytes are free at once."""
 
@@ -28,10 +28,17 @@ class MemoryLog:
         "_clock_ms",
         "_entries",
         "_head",
+        "_max_age_ms",
+        "_next_tag",
+        "_now",
         "_offset",
-        "_pool",
         "_random",
+        "_stored",
+        "_tags",
         "_total",
+        "_trim_bytes",
+        "_trim_ms",
+        "_trim_offset",
         "_trimmed",
         "id",
         "retention",
@@ -50,7 +57,14 @@ class MemoryLog:
         self._total = 0
         self._trimmed = (0, b"")
         """Bytes up to the newest trimmed entry, and its tag."""
-        self._pool = b""
+        self._tags = b""
+        self._next_tag = _TAG_POOL
+        self._now = 0
+        self._stored = b""
+        """`_now`, encoded."""
+        self._max_age_ms = int(retention.max_age * 1000)
+        self._trim_bytes = self._trim_offset = self._trim_ms = 0
+        """Marks of bytes, offset and time at which the oldest entry has to go."""
 
     @property
     def first(self) -> int:
@@ -68,36 +82,36 @@ class MemoryLog:
         done: Callable[[Appended], None],
     ) -> None:
         now = self._clock_ms()
-        stored = codec.encode_uint(now)
+        if now != self._now:
+            self._now, self._stored = now, codec.encode_uint(now)
         entries = self._entries
         first = offset = self._offset + len(entries)
         total = self._total
-        fields = 2 if sender else 0
+        rest = b"\x09" + self._stored + sender
+        fields = 5 if sender else 3
         encode = codec.encode_entry
+        tags, at = self._tags, self._next_tag
         for message in messages:
-            tag = self._tag()
-            encoded = encode(
-                offset, tag, stored, message.form, message.priority, sender, fields, message.body
-            )
+            if at == _TAG_POOL:
+                # One call to the source of randomness for many tags.
+                tags, at = self._random(8 * _TAG_POOL), 0
+            tag = tags[8 * at : 8 * at + 8]
+            at += 1
+            encoded = encode(offset, tag, message.form, message.priority, rest, fields, message.body)
             total += len(encoded)
             entries.append(StoredEntry(encoded, tag, level, total, now))
             offset += 1
         self._total = total
-        self._trim(now)
-        done(Appended(first, stored))
-
-    def _tag(self) -> bytes:
-        # One call to the source of randomness for many tags.
-        pool = self._pool
-        if not pool:
-            pool = self._random(8 * _TAG_POOL)
-        self._pool = pool[8:]
-        return pool[:8]
+        self._tags, self._next_tag = tags, at
+        if total >= self._trim_bytes or offset > self._trim_offset or now > self._trim_ms:
+            self._trim(now)
+        done(Appended(first, self._stored))
 
     def _trim(self, now: int) -> None:
+        """Drop what the retention does not keep, and set the marks at which the next entry has to go."""
         keep, entries = self.retention, self._entries
         bytes_floor = self._total - keep.max_bytes
-        age_floor = now - int(keep.max_age * 1000)
+        age_floor = now - self._max_age_ms
         head, newest = self._head, len(entries) - 1
         oldest = max(head, len(entries) - keep.max_messages)
         # An entry goes when what lies behind it alone fills the limit. The newest always stays.
@@ -105,17 +119,19 @@ class MemoryLog:
             entries[oldest].end <= bytes_floor or entries[oldest].stored_ms < age_floor
         ):
             oldest += 1
-        if oldest == head:
-            return
-        gone = entries[oldest - 1]
-        self._trimmed = gone.end, gone.tag
-        if oldest >= _COMPACT and oldest * 2 > len(entries):
-            del entries[:oldest]
-            self._offset += oldest
-            oldest = 0
-        else:
-            entries[head:oldest] = [_TRIMMED] * (oldest - head)
-        self._head = oldest
+        if oldest > head:
+            gone = entries[oldest - 1]
+            self._trimmed = gone.end, gone.tag
+            if oldest >= _COMPACT and oldest * 2 > len(entries):
+                del entries[:oldest]
+                self._offset += oldest
+                oldest = 0
+            else:
+                entries[head:oldest] = [_TRIMMED] * (oldest - head)
+            self._head = oldest
+        self._trim_bytes = entries[oldest].end + keep.max_bytes
+        self._trim_ms = entries[oldest].stored_ms + self._max_age_ms
+        self._trim_offset = self.first + keep.max_messages
 
     def read(self, after: int, max_bytes: int, max_entries: int) -> Sequence[StoredEntry]:
         entries = self._entries

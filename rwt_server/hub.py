@@ -82,6 +82,7 @@ class Channel:
         "name",
         "pace",
         "parked",
+        "readers",
         "place",
         "stream",
         "subscriptions",
@@ -94,6 +95,8 @@ class Channel:
         self.pace = rules.on_full == "pace"
         self.place = codec.encode_place(stream, log.id)
         self.subscriptions: dict[Driver, Subscription] = {}
+        self.readers: dict[Driver, Subscription] = {}
+        """Those of them that receive."""
         self.delivered = log.tail
         """Offset up to which the turns so far were fanned out."""
         self.dirty = False
@@ -203,6 +206,12 @@ class Hub:
         else:
             held.held_place = held.held_place or bool(held.use & Use.RECEIVE)
         held.use = use
+        if use & Use.RECEIVE:
+            if not channel.readers:
+                channel.delivered = channel.log.tail  # nobody was there to deliver to
+            channel.readers[driver] = held
+        else:
+            channel.readers.pop(driver, None)
         driver.conn.subscribed(answer)
         driver.receives = any(sub.use & Use.RECEIVE for sub in driver.streams.values())
         if use & Use.RECEIVE and held.at < channel.log.tail:
@@ -221,6 +230,7 @@ class Hub:
         driver, channel = held.driver, held.channel
         del driver.streams[channel.stream]
         del channel.subscriptions[driver]
+        channel.readers.pop(driver, None)
         channel.idle_since = self._loop.time()
         driver.receives = any(sub.use & Use.RECEIVE for sub in driver.streams.values())
         self._release(channel)
@@ -241,7 +251,7 @@ class Hub:
         """Append the messages of one frame and answer them."""
         stream, level, messages = event
         held = driver.streams.get(stream)
-        answers = driver.answers()
+        answers = driver.answers
         error = None
         if held is None:
             error = ErrorCode.NOT_OPEN
@@ -249,10 +259,10 @@ class Hub:
             error = ErrorCode.NOT_AUTHORISED
         fresh: list[Publication] = []
         for message in messages:
-            mid = message.mid
+            _, mid, _, _, key, scheme, reply = message
             if mid is not None and mid <= answers.highest:
                 driver.repeat(mid, answers.find(mid))
-            elif error is not None or message[4:] != _PLAIN:
+            elif error is not None or key is not None or scheme is not None or reply:
                 if fresh and held is not None:
                     self._append(driver, held.channel, level, fresh)
                     fresh = []
@@ -278,7 +288,7 @@ class Hub:
         if error is None and held is not None and message.idempotency_key is not None:
             error = self._idempotent(driver, held.channel, level, message, message.idempotency_key)
         if error is not None and message.mid is not None:
-            driver.answers().refused(message.mid, error)
+            driver.answers.refused(message.mid, error)
             driver.conn.refuse(error, mid=message.mid)
 
     def _idempotent(
@@ -323,7 +333,7 @@ class Hub:
                 for index, message in enumerate(messages):
                     if message.mid is not None:
                         self._answer(driver, channel, message.mid, 1, offset + index, stored)
-            if not channel.dirty:
+            if not channel.dirty and channel.readers:
                 channel.dirty = True
                 self._dirty.append(channel)
                 self._schedule()
@@ -333,7 +343,7 @@ class Hub:
     def _answer(
         self, driver: Driver, channel: Channel, mid: int, number: int, offset: int, stored: bytes
     ) -> None:
-        driver.answers().stored(mid, number, channel.place, offset, stored)
+        driver.answers.stored(mid, number, channel.place, offset, stored)
         if channel.pace and (channel.held or channel.too_far_behind(self._loop.time())):
             due = self._loop.time() + PACE_LIMIT
             channel.held.append(HeldAck(due, driver, mid, number, offset, stored))
@@ -403,7 +413,7 @@ class Hub:
     def _fan_out(self, channel: Channel) -> None:
         log, start = channel.log, channel.delivered
         tail = channel.delivered = log.tail
-        if not channel.subscriptions or tail == start:
+        if not channel.readers or tail == start:
             return
         stream = channel.stream
         packs: list[Pack] | None = None
@@ -411,9 +421,7 @@ class Hub:
             entries = log.read(start, limits.MAX_BATCH, limits.WINDOW)
             if len(entries) == tail - start:
                 packs = _pack(entries)
-        for driver, held in channel.subscriptions.items():
-            if not held.use & Use.RECEIVE:
-                continue
+        for driver, held in channel.readers.items():
             if packs is not None and held.at == start and not driver.guard.paused:
                 driver.send(stream, packs)
                 held.at = tail
@@ -461,10 +469,6 @@ class Hub:
             if not channel.subscriptions and not channel.log.tail and channel.idle_since < horizon:
                 del self.channels[name]
                 self._engine.drop(name)
-
-
-_PLAIN = (None, None, False)
-"""Idempotency key, E2E scheme and reply wanted of a message that is only stored."""
 
 
 def _pack(entries: Sequence[StoredEntry]) -> list[Pack]:
