@@ -69,10 +69,11 @@ class Publisher:
                 raise ValueError(
                     f"encrypt=False and encryption_level={encryption_level!r} exclude each other"
                 )
-            if self._policy is Policy.ALWAYS:
-                raise RWTSendError(
-                    "encrypt=False is against this client's policy 'always'", code="policy", operation="send"
-                )
+            for whose, policy in (("this client's", self._policy), ("the server's", self._server_policy)):
+                if policy is Policy.ALWAYS:
+                    raise RWTSendError(
+                        f"encrypt=False is against {whose} policy 'always'", code="policy", operation="send"
+                    )
             level = Level.CLEAR
         elif encrypt is None and level is Level.STANDARD and self._policy is Policy.NEVER:
             level = Level.CLEAR
@@ -87,6 +88,10 @@ class Publisher:
             )
         answer: Answer = asyncio.get_running_loop().create_future()
         return Outgoing(channel, body, form, level, (data, answer))
+
+    @property
+    def _server_policy(self) -> Policy:
+        return self.link.conn.server_policy if self.link is not None else Policy.AUTO
 
     def put(self, message: Item) -> Answer:
         """Queue a message; opens its channel for sending."""
@@ -164,8 +169,10 @@ class Publisher:
             self.bytes_given += len(message.body)
             self.bytes_sent += len(message.body)
             encoded.append(data)
-        stream = self._channels.stream(run[0].channel)
-        for flags, payload, _ in pack_messages(encoded, run[0].level, link.conn.window):
+        stream, level = self._channels.stream(run[0].channel), run[0].level
+        if level is Level.CLEAR and link.conn.server_policy is Policy.ALWAYS:
+            level = Level.STANDARD  # composed before this server had said what it wants
+        for flags, payload, _ in pack_messages(encoded, level, link.conn.window):
             link.conn.send_message(flags, stream, payload)
 
     def on_ack(self, ack: Ack) -> None:

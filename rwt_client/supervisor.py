@@ -212,7 +212,7 @@ class Supervisor:
             error = RWTDisconnectedError("the connection was lost", operation="send")
             self._publisher.fail(error)
             self._channels.fail(error, over=False)
-        self._emitter.emit("disconnect", ending.code, ending.reason)
+        self._emitter.emit("disconnect", int(ending.code), ending.reason)
         return ending
 
     def _not_opened(self, ending: Ending) -> Ending:

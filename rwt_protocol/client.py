@@ -101,12 +101,12 @@ class ClientConnection(Connection):
         "_ping_at",
         "_ping_number",
         "_pinged_at",
-        "_policy",
         "_request_at",
         "_rules",
         "_session",
         "_usage_asked",
         "rotations",
+        "server_policy",
     )
 
     def __init__(
@@ -114,9 +114,10 @@ class ClientConnection(Connection):
     ) -> None:
         super().__init__(State.EXPECT_WELCOME, random_bytes, now)
         self.rotations = 0
+        self.server_policy = Policy.AUTO
+        """Told in READY: a server with `always` ends the connection at a message that is not encrypted."""
         self._session = session
         self._rules = rules
-        self._policy = rules.policy
         self._hello: ClientHello = handshake.client_hello(
             session, rules.suites, rules.policy, random_bytes, self._algorithms()
         )
@@ -148,11 +149,6 @@ class ClientConnection(Connection):
     def is_open(self) -> bool:
         """Whether messages may be sent."""
         return self.state is State.OPEN or self.state is State.EXPECT_ROTATED
-
-    @property
-    def encrypts_by_default(self) -> bool:
-        """Whether a message for which nothing is said is encrypted."""
-        return self._policy is not Policy.NEVER
 
     # --- receiving ---
 
@@ -274,6 +270,7 @@ class ClientConnection(Connection):
         self._session.suite = self._hello.own.suite
         self.state = State.OPEN
         self.window = ready.window
+        self.server_policy = Policy(ready.policy)
         self._max_message = ready.max_message
         self._max_frame = ready.max_frame
         self._ping = ready.ping_ms / 1000

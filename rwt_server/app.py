@@ -63,7 +63,13 @@ async def _refusals(
 
 
 def create_app(config: ServerConfig, keys: KeyFile) -> web.Application:
-    """Return an application that serves RWT under `config.prefix`."""
+    """Return an application that serves RWT under `config.prefix`.
+
+    Raises:
+        ConfigError: `config.url` is not set: clients are told it, and it is never taken from a Host header.
+    """
+    if config.url is None:
+        raise ConfigError("url None cannot be used: give the endpoint that clients reach, wss://.../v2/ws")
     app = web.Application(middlewares=[_refusals], client_max_size=_MAX_BODY)
 
     async def start(app: web.Application) -> None:
@@ -132,17 +138,15 @@ async def _session(request: web.Request) -> web.Response:
         log.warning("api_key_refused", address=_address(request))
         raise _Refusal(401, "unauthorized", "the API key is unknown or revoked")
     body = await _body(request)
-    ticket = await node.issue_ticket(
-        key,
-        user=_user(body.pop("user", None)),
-        scopes=_scopes(body.pop("scopes", None), key),
-        device_key=_device_key(body.pop("cnf", None)),
-    )
+    user = _user(body.pop("user", None))
+    scopes = _scopes(body.pop("scopes", None), key)
+    device_key = _device_key(body.pop("cnf", None))
     region = body.pop("region", None)
     if region is not None and region != node.config.region:
         raise _Refusal(400, "malformed", f"region {region!r} is not served: use {node.config.region!r}")
     if body:
         raise _Refusal(400, "malformed", f"member {next(iter(body))!r} is not known")
+    ticket = await node.issue_ticket(key, user=user, scopes=scopes, device_key=device_key)
     return web.json_response(ticket, headers={"Cache-Control": "no-store"})
 
 

@@ -76,6 +76,8 @@ async def serve(config: ServerConfig, keys: KeyFile) -> None:
     sock = _listen(config)
     port = sock.getsockname()[1]
     if config.url is None:
+        if config.host in ("0.0.0.0", "::"):
+            log.warning("url_guessed", hint="other machines need --url: the guess names this one only")
         config = replace(config, url=_public_url(config, port))
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
