@@ -524,26 +524,25 @@ def encode_sender(sender: str | None, sender_id: bytes | None) -> bytes:
 
 
 def encode_entry(
-    offset: int, tag: bytes, form: int, priority: int, rest: bytes, fields: int, body: bytes
+    offset: int, tag: bytes, stored: bytes, form: int, priority: int, sender: bytes, fields: int, body: bytes
 ) -> bytes:
     """Encode a log entry for delivery: u16 meta_len || meta || body.
 
     Args:
-        rest: Key 9 with the time, and `encode_sender` of the publishing session; made once for all messages
-            of one frame.
-        fields: How many fields there are without form and priority.
+        stored: `encode_uint` of the time in milliseconds; made once for all entries of one turn.
+        sender: `encode_sender` of the publishing session.
+        fields: How many fields `sender` holds.
     """
+    count = 3 + fields
+    first = b""
     if form or priority != 1:
-        first = b""
         if form:
-            fields += 1
+            count += 1
             first = b"\x02" + _SHORT[form]
         if priority != 1:
-            fields += 1
+            count += 1
             first += b"\x03" + _SHORT[priority]
-        meta = b"%c%b\x07%b\x08\x48%b%b" % (0xA0 + fields, first, _head(offset), tag, rest)
-    else:
-        meta = b"%c\x07%b\x08\x48%b%b" % (0xA0 + fields, _head(offset), tag, rest)
+    meta = b"%c%b\x07%b\x08\x48%b\x09%b%b" % (0xA0 + count, first, _head(offset), tag, stored, sender)
     return b"%b%b%b" % (_U16.pack(len(meta)), meta, body)
 
 

@@ -87,8 +87,8 @@ class MemoryLog:
         entries = self._entries
         first = offset = self._offset + len(entries)
         total = self._total
-        rest = b"\x09" + self._stored + sender
-        fields = 5 if sender else 3
+        stored = self._stored
+        fields = 2 if sender else 0
         encode = codec.encode_entry
         tags, at = self._tags, self._next_tag
         for message in messages:
@@ -97,7 +97,9 @@ class MemoryLog:
                 tags, at = self._random(8 * _TAG_POOL), 0
             tag = tags[8 * at : 8 * at + 8]
             at += 1
-            encoded = encode(offset, tag, message.form, message.priority, rest, fields, message.body)
+            encoded = encode(
+                offset, tag, stored, message.form, message.priority, sender, fields, message.body
+            )
             total += len(encoded)
             entries.append(StoredEntry(encoded, tag, level, total, now))
             offset += 1
@@ -105,7 +107,7 @@ class MemoryLog:
         self._tags, self._next_tag = tags, at
         if total >= self._trim_bytes or offset > self._trim_offset or now > self._trim_ms:
             self._trim(now)
-        done(Appended(first, self._stored))
+        done(Appended(first, stored))
 
     def _trim(self, now: int) -> None:
         """Drop what the retention does not keep, and set the marks at which the next entry has to go."""

@@ -82,8 +82,8 @@ class Channel:
         "name",
         "pace",
         "parked",
-        "readers",
         "place",
+        "readers",
         "stream",
         "subscriptions",
     )

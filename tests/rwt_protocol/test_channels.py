@@ -319,6 +319,15 @@ def test_an_ack_of_more_than_the_window_is_refused_at_once() -> None:
             box.acknowledged(ack(1, count))
 
 
+def test_channels_with_anything_under_way() -> None:
+    box = outbox("b1", "a1", "b2")
+    assert sorted(box.channels()) == ["a", "b"]
+    take(box, "a")
+    assert sorted(box.channels()) == ["a", "b"]
+    box.acknowledged(ack(1))
+    assert box.channels() == ["b"]
+
+
 def test_an_ack_of_a_message_that_was_never_sent_is_refused() -> None:
     box = outbox("a1", "a2")
     take(box, "a")

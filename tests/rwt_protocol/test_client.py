@@ -169,8 +169,11 @@ def test_a_client_is_open_and_may_subscribe() -> None:
 
 
 @pytest.mark.parametrize("policy", list(Policy), ids=lambda policy: policy.name)
-def test_encrypts_by_default(policy: Policy) -> None:
-    assert Pair(client=ClientRules(policy=policy)).client.encrypts_by_default is (policy is not Policy.NEVER)
+def test_the_server_policy_is_known_after_ready(policy: Policy) -> None:
+    pair = Pair(server=ServerRules(policy=policy), start=False)
+    assert pair.client.server_policy is Policy.AUTO
+    pair.pump()
+    assert pair.client.server_policy is policy
 
 
 @pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "tls"])

@@ -799,3 +799,25 @@ def test_batch_has_at_most_w_messages() -> None:
     data = codec.join_batch([b"\x00\x00"] * 8)
     assert len(codec.split_batch(data, 8)) == 8
     refused(lambda: codec.split_batch(data, 7), CloseCode.TOO_LARGE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        pytest.param(FrameType.GAP, {2: 5, 7: [4, LOG, 1, 2, [LOG, 2, TAG]]}, id="gap reason 4"),
+        pytest.param(FrameType.GAP, {2: 5, 7: [9, LOG, 1, 2, [LOG, 2, TAG]]}, id="gap reason 9"),
+        pytest.param(FrameType.GAP, {2: 5, 7: [1, LOG, 0, 2, [LOG, 2, TAG]]}, id="gap from offset 0"),
+        pytest.param(FrameType.GAP, {2: 5, 7: [1, LOG, 1, 2, [LOG, 0, TAG]]}, id="offset 0 with a tag"),
+        pytest.param(FrameType.GAP, {2: 5, 7: [1, LOG, 1, 2, [LOG, 2, b""]]}, id="offset 2 without a tag"),
+        pytest.param(FrameType.ACK, {1: [[1, 1, 5, b"", 5, 9]]}, id="ACK run with an offset and no log"),
+        pytest.param(FrameType.ACK, {1: [[1, 1, 5, LOG, 0, 9]]}, id="ACK run with a log and offset 0"),
+        pytest.param(FrameType.BYE, {1: 999}, id="close code 999"),
+        pytest.param(FrameType.BYE, {1: 5000}, id="close code 5000"),
+        pytest.param(FrameType.ERR, {1: 1, 9: 0}, id="ERR code 0"),
+        pytest.param(FrameType.ERR, {1: 1, 9: 15}, id="ERR code 15"),
+        pytest.param(FrameType.CLOSED, {2: 5, 9: 15}, id="CLOSED code 15"),
+    ],
+)
+def test_values_out_of_range(kind: FrameType, body: dict[int, Any]) -> None:
+    with pytest.raises(RWTProtocolError):
+        decode_control(kind, encode_map(body))

@@ -15,6 +15,7 @@ from rwt_protocol.client import ClientRules
 from rwt_protocol.codec import HEADER
 from rwt_protocol.codes import CLIENT_TYPES, SERVER_TYPES, CloseCode, FrameType, Level, Suite
 from rwt_protocol.connection import MESSAGE_FLAGS, Connection, State, pack_messages
+from rwt_protocol.errors import RWTProtocolError
 from rwt_protocol.events import Delivered, Published, Terminated
 from rwt_protocol.frames import (
     Ack,
@@ -639,3 +640,12 @@ def test_a_frame_that_is_lost_changes_nothing() -> None:
     pair.hook = dropping()
     pair.pump()
     assert pair.client.state is State.EXPECT_WELCOME
+
+
+def test_reject_is_for_faults_found_above() -> None:
+    pair = Pair()
+    pair.client.reject(RWTProtocolError("an entry is not the next one of its log"), pair.now)
+    pair.pump()
+    assert [event.code for event in pair.client_events if isinstance(event, Terminated)] == [4400]
+    ended = [event for event in pair.server_events if isinstance(event, Terminated)]
+    assert [(event.code, event.sealed, event.reason) for event in ended] == [(4400, True, "")]

@@ -328,6 +328,14 @@ def test_an_answer_without_a_question() -> None:
 # --- CONFIRM and the store -------------------------------------------------------------------------------
 
 
+def test_a_confirm_with_a_stream() -> None:
+    pair = Pair(start=False)
+    pair.hook = altering(FrameType.CONFIRM, lambda frame: frame[:7] + b"\x01" + frame[8:])
+    pair.pump()
+    assert [event.code for event in pair.server_events if isinstance(event, Terminated)] == [4401]
+    assert pair.record.epoch == 0
+
+
 def test_a_confirm_that_does_not_open_is_bare_4401() -> None:
     pair = Pair(start=False)
     pair.hook = altering(FrameType.CONFIRM, lambda frame: frame[:-1] + bytes((frame[-1] ^ 1,)))
