@@ -1,0 +1,1 @@
+"""Programs that show RWT at work; the tests run them."""
