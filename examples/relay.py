@@ -30,6 +30,11 @@ class Relay:
             self._server.close()
             await self._server.wait_closed()
 
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the connections that are carried now."""
+        return [index for index, pair in enumerate(self._pairs) if not any(w.is_closing() for w in pair)]
+
     def cut(self, index: int) -> None:
         """Reset both sides of the connection that was the `index`th to come, at once."""
         for writer in self._pairs[index]:

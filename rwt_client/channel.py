@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from .inbox import MessageStream
 from .options import Message, SendResult
-from .subscriptions import Handler
+from .subscriptions import Filter, H
 
 if TYPE_CHECKING:
     from .client import RWTClient
@@ -63,11 +63,18 @@ class RWTChannel:
             timeout=timeout,
         )
 
-    def on_message(
-        self, handler: Handler | None = None, *, filter: Callable[[Any], bool] | None = None
-    ) -> Any:
+    @overload
+    def on_message(self, handler: H, *, filter: Filter | None = None) -> H: ...
+
+    @overload
+    def on_message(self, *, filter: Filter | None = None) -> Callable[[H], H]: ...
+
+    def on_message(self, handler: H | None = None, *, filter: Filter | None = None) -> H | Callable[[H], H]:
         """Call `handler(data, metadata)` for each message; also a decorator."""
-        return self._client.on(f"message:{self.name}", handler, filter=filter)
+        event = f"message:{self.name}"
+        if handler is None:
+            return self._client.on(event, filter=filter)
+        return self._client.on(event, handler, filter=filter)
 
     async def wait_for_message(
         self,

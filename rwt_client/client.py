@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from rwt_protocol.codes import Policy
 from rwt_protocol.errors import RWTDisconnectedError, RWTError, RWTTimeoutError
@@ -27,7 +27,7 @@ from .options import (
     require,
 )
 from .publisher import Publisher
-from .subscriptions import Handler
+from .subscriptions import Filter, H, Handler
 from .supervisor import Supervisor
 
 _GOODBYE = 5.0
@@ -407,13 +407,15 @@ class RWTClient:
 
     # --- events ---
 
+    @overload
+    def on(self, event: str, handler: H, *, filter: Filter | None = None) -> H: ...
+
+    @overload
+    def on(self, event: str, *, filter: Filter | None = None) -> Callable[[H], H]: ...
+
     def on(
-        self,
-        event: str,
-        handler: Handler | None = None,
-        *,
-        filter: Callable[[Any], bool] | None = None,
-    ) -> Any:
+        self, event: str, handler: H | None = None, *, filter: Filter | None = None
+    ) -> H | Callable[[H], H]:
         """Call `handler` at every `event`; without a handler, a decorator. `message:x` opens channel x.
 
         Handlers may be async; those of messages run one after another for each channel. One that raises
@@ -427,20 +429,22 @@ class RWTClient:
         """
         return self._listen(event, handler, filter, once=False)
 
+    @overload
+    def once(self, event: str, handler: H, *, filter: Filter | None = None) -> H: ...
+
+    @overload
+    def once(self, event: str, *, filter: Filter | None = None) -> Callable[[H], H]: ...
+
     def once(
-        self,
-        event: str,
-        handler: Handler | None = None,
-        *,
-        filter: Callable[[Any], bool] | None = None,
-    ) -> Any:
+        self, event: str, handler: H | None = None, *, filter: Filter | None = None
+    ) -> H | Callable[[H], H]:
         """As `on`, for one call."""
         return self._listen(event, handler, filter, once=True)
 
     def _listen(
-        self, event: str, handler: Handler | None, filter: Callable[[Any], bool] | None, *, once: bool
-    ) -> Any:
-        def add(function: Handler) -> Handler:
+        self, event: str, handler: H | None, filter: Filter | None, *, once: bool
+    ) -> H | Callable[[H], H]:
+        def add(function: H) -> H:
             self._emitter.subscriptions.add(event, function, once=once, filter=filter)
             if event.startswith("message:"):
                 self._channels.receive(event.removeprefix("message:"))

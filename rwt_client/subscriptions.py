@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 Handler = Callable[..., Awaitable[None] | None]
+Filter = Callable[[Any], bool]
+H = TypeVar("H", bound=Callable[..., Any])
 
 EVENTS = frozenset(
     {
@@ -32,7 +34,7 @@ EVENTS = frozenset(
 class _Listener:
     handler: Handler
     once: bool
-    filter: Callable[[Any], bool] | None
+    filter: Filter | None
 
 
 class Subscriptions:
