@@ -293,6 +293,7 @@ async def pub(
     else:
         source = _one(text) if text != "-" else _lines(sys.stdin.buffer)
     client = make()
+    client.create_channel(channel)
     await client.connect(timeout=timeout)
     meter = _Meter("published", None, quiet=quiet or text != "-")
     pipeline = _Pipeline(client, meter, channel, timeout)
@@ -357,7 +358,10 @@ async def sub(
     for name, value in (("count", count), ("bytes", size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} cannot be used: give at least 1")
+    if history < 0:
+        raise ValueError(f"history={history} cannot be used: give 0 or more")
     client = make()
+    client.create_channel(channel)
     await client.connect(timeout=timeout)
     meter = _Meter("received", size, quiet=quiet or not raw)
     out = sys.stdout.buffer
@@ -460,6 +464,7 @@ async def bench(
         if not 1 <= value <= most:
             raise ValueError(f"{name}={value} cannot be used: give 1 to {most}")
     publisher, subscriber = make(), make()
+    publisher.create_channel(channel)
     async with contextlib.AsyncExitStack() as stack:
         for client in (publisher, subscriber):
             await client.connect(timeout=timeout)

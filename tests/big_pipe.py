@@ -57,8 +57,10 @@ def _watch(process: psutil.Process, over: threading.Event, peak: list[float]) ->
         peak[0] = max(peak[0], process.memory_info().rss / MIB)
 
 
-def run(mib: int, *, interval: float, retention_mib: int, folder: Path, seed: int = 1) -> Report:
-    """Run it once."""
+def run(
+    mib: int, *, interval: float, retention_mib: int, folder: Path, least: float = 0.0, seed: int = 1
+) -> Report:
+    """Run it once; the stream is spread over `least` seconds, so that rotations fall into it."""
     size = mib * MIB
     dice = random.Random(seed)
     sent, received = hashlib.sha256(), hashlib.sha256()
@@ -99,7 +101,8 @@ def run(mib: int, *, interval: float, retention_mib: int, folder: Path, seed: in
         ]
         for thread in threads:
             thread.start()
-        for _ in range(size // CHUNK):
+        for index in range(size // CHUNK):
+            time.sleep(max(0.0, began + least * index * CHUNK / size - time.monotonic()))
             block = dice.randbytes(CHUNK)
             sent.update(block)
             publisher.stdin.write(block)
@@ -121,10 +124,11 @@ def run(mib: int, *, interval: float, retention_mib: int, folder: Path, seed: in
 @click.option("--mib", type=click.IntRange(1, 4_096), default=256, show_default=True)
 @click.option("--interval", type=float, default=5.0, show_default=True, help="Seconds between rotations.")
 @click.option("--retention", type=click.IntRange(1, 4_096), default=32, show_default=True, help="MiB.")
-def main(mib: int, interval: float, retention: int) -> None:
+@click.option("--least", type=float, default=20.0, show_default=True, help="Seconds to spread it over.")
+def main(mib: int, interval: float, retention: int, least: float) -> None:
     """Stream MIB random MiB; exit status 1 unless the same bytes arrive in bounded memory."""
     with tempfile.TemporaryDirectory(prefix="rwt-big-") as folder:
-        report = run(mib, interval=interval, retention_mib=retention, folder=Path(folder))
+        report = run(mib, interval=interval, retention_mib=retention, folder=Path(folder), least=least)
     click.echo(f"sha256 sent      {report.sent}")
     click.echo(f"sha256 received  {report.received}")
     click.echo(f"rotations {report.rotations[0]} (publisher), {report.rotations[1]} (subscriber)")
