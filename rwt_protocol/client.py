@@ -90,7 +90,6 @@ class ClientConnection(Connection):
     __slots__ = (
         "_chain",
         "_dead_at",
-        "_expected",
         "_expires_at",
         "_hard_at",
         "_held",
@@ -174,7 +173,7 @@ class ClientConnection(Connection):
             case State.EXPECT_ROTATED, FrameType.ROTATED:
                 self._on_rotated(header)
             case State.OPEN | State.EXPECT_ROTATED, kind if kind >= 0x40:
-                self._open(header, self._rx)
+                self._open_extension(header, self._rx)
             case State.EXPECT_WELCOME, FrameType.WELCOME:
                 self._on_welcome(data)
             case State.EXPECT_READY, FrameType.READY:
@@ -183,6 +182,8 @@ class ClientConnection(Connection):
                 self._on_control(header)
             case _:
                 raise RWTProtocolError(f"frame type {header.kind:#04x} is not allowed in {self.state.name}")
+        if self._opener is not None and self._opener.worn:
+            self._on_worn()
 
     @property
     def _rx(self) -> Opener:
@@ -200,8 +201,6 @@ class ClientConnection(Connection):
             self._check_size(entry.body)
             entries.append(entry)
         self._events.append(Delivered(header.stream, level_of(header.flags), entries))
-        if opener.worn:
-            self._on_worn()
 
     def _on_control(self, header: Header) -> None:
         match self._open_control(header, self._rx):
@@ -324,10 +323,12 @@ class ClientConnection(Connection):
         signature = None
         if self._rules.device_key is not None:
             signature = self._rules.device_key.sign(key_schedule.client_signature_input(new.transcript))
+        self.state = State.EXPECT_ROTATED
         self._send(Reply(new.epoch, share, signature))
+        if self._sealer is None:
+            return  # the old key was used up
         self._sealer = Sealer(new.client, new.epoch, self._rules.usage)
         self.epoch = new.epoch
-        self.state = State.EXPECT_ROTATED
         self._request_at = inf
         self._expect_by(self._now + limits.REPLY_MS / 1000)
 

@@ -276,7 +276,7 @@ WIRE: Final[dict[FrameType, tuple[type[Control], tuple[Field, ...]]]] = {
             Field(1, "epoch", uint32),
             _optional(2, "rotate_ms", uint),
             Field(3, "policy", _policy),
-            Field(4, "max_frame", uint),
+            Field(4, "max_frame", small(limits.MAX_FRAME)),
             Field(5, "resumed", boolean),
             _optional(6, "signature", signature),
             Field(7, "resume_window_ms", uint),

@@ -200,6 +200,12 @@ class Connection:
             raise RWTProtocolError("a control frame has a stream")
         return codec.decode_control(FrameType(header.kind), self._open(header, opener))
 
+    def _open_extension(self, header: Header, opener: Opener) -> None:
+        """Verify a frame of a type that this version does not know, and ignore it."""
+        if header.stream:
+            raise RWTProtocolError("an extension frame has a stream")
+        self._open(header, opener)
+
     def _unpack(self, flags: int, payload: bytes) -> list[bytes]:
         """Undo padding, compression and batching of an opened MSG; return the encoded messages."""
         if flags & _P:
@@ -217,12 +223,18 @@ class Connection:
         self._send_body(frame_type(frame), codec.encode_control(frame))
 
     def _send_body(self, kind: FrameType, body: bytes) -> None:
-        if self._sealer is None:
+        sealer = self._sealer
+        if sealer is None:
+            if self.state is State.CLOSED:
+                return
             raise AssertionError("nothing is sent before there are keys")
         try:
-            self._out.append(self._sealer.seal(kind, _E, 0, body))
+            self._out.append(sealer.seal(kind, _E, 0, body))
         except RWTEncryptionError:
             self._exhausted()
+            return
+        if sealer.worn:
+            self._on_worn()
 
     def send_message(self, flags: int, stream: int, payload: bytes) -> None:
         """Seal one MSG now and queue it; ends the connection if the key is used up.
@@ -268,6 +280,7 @@ class Connection:
             return
         if self._sealer is not None and not self._sealer.exhausted:
             told = reason if tell is None else tell
+            # Closed already where BYE would ask for new keys, or use up the last of the old ones.
             self._send(Bye(code, told[:200] or None, retry_after_ms, keep))
         self._terminate(Terminated(code, reason, retry_after_ms=retry_after_ms, keep=bool(keep)))
 

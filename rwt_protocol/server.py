@@ -114,6 +114,7 @@ class ServerConnection(Connection):
         "_deadline",
         "_device_key",
         "_ends_at",
+        "_excused",
         "_expires_at",
         "_handshake",
         "_last_request",
@@ -161,6 +162,7 @@ class ServerConnection(Connection):
         self._runs: list[StoredRun] = []
         self._unanswered = 0
         self._pings = 0
+        self._excused = -inf
         self._last_request = -inf
         self._requests: list[float] = []
         self._unsent_since: float | None = None
@@ -205,13 +207,15 @@ class ServerConnection(Connection):
             case State.EXPECT_REPLY, FrameType.REPLY:
                 self._on_reply(header)
             case State.OPEN | State.EXPECT_REPLY, kind if kind >= 0x40:
-                self._open(header, self._rx)
+                self._open_extension(header, self._rx)
             case State.EXPECT_HELLO, FrameType.HELLO:
                 self._on_hello(data)
             case State.EXPECT_CONFIRM, FrameType.CONFIRM:
                 self._on_confirm(header)
             case _:
                 raise RWTProtocolError(f"frame type {header.kind:#04x} is not allowed in {self.state.name}")
+        if self._opener is not None and self._opener.worn:
+            self._on_worn()
 
     @property
     def _rx(self) -> Opener:
@@ -464,12 +468,12 @@ class ServerConnection(Connection):
             signature = self._signer.sign(
                 key_schedule.offer_signature_input(keys.transcript, epoch, offer.share)
             )
-        self._send(Rotate(epoch, offer.share, signature))
         self.state = State.EXPECT_REPLY
         self._rotate_at = inf
         self._expires_at = max(self._expires_at, self._now + limits.REPLY_MS / 1000)
         self._unsent_since = self._now
         self._rearm()
+        self._send(Rotate(epoch, offer.share, signature))
 
     def _on_request(self, reason: int) -> None:
         now = self._now
@@ -478,7 +482,7 @@ class ServerConnection(Connection):
         if len(self._requests) > limits.MAX_REQUESTS_PER_MINUTE:
             self._end(CloseCode.RATE, "too many REQUEST frames")
             return
-        if now - self._last_request < limits.REQUEST_MS / 1000:
+        if self.state is State.EXPECT_REPLY or now - self._last_request < limits.REQUEST_MS / 1000:
             return
         self._last_request = now
         if reason == RequestReason.OVERDUE:
@@ -605,16 +609,17 @@ class ServerConnection(Connection):
 
     @property
     def next_timer(self) -> float:
-        return self._deadline
+        return inf if self.state is State.CLOSED else self._deadline
 
     def _rearm(self) -> None:
-        if self.state is State.CLOSED:
-            self._deadline = inf
-        elif self.state in (State.EXPECT_HELLO, State.EXPECT_CONFIRM):
+        if self.state in (State.EXPECT_HELLO, State.EXPECT_CONFIRM):
             self._deadline = self._dead_at
         else:
-            expires = inf if self._store_lost_at is not None else self._expires_at
-            self._deadline = min(self._rotate_at, self._ping_at, self._dead_at, expires, self._ends_at)
+            if self._store_lost_at is not None:
+                due = self._store_lost_at + limits.STORE_OUTAGE_MS / 1000
+            else:
+                due = min(self._rotate_at, self._expires_at)
+            self._deadline = min(due, self._ping_at, self._dead_at, self._ends_at)
             if self._unsent_since is not None:
                 self._deadline = min(self._deadline, self._now + _TRANSPORT_POLL)
 
@@ -637,8 +642,12 @@ class ServerConnection(Connection):
                 self._rearm()
                 self._deadline = now + _TRANSPORT_POLL
                 return
+            late = now - self._unsent_since > 2 * _TRANSPORT_POLL
             self._unsent_since = None
-            self._dead_at = max(self._dead_at, now + 1.5 * self._rules.ping_ms / 1000)
+            if late and self._excused != self.last_received:
+                # The PING left late: its answer may, too. Once for each silence, or a dead link never ends.
+                self._excused = self.last_received
+                self._dead_at = max(self._dead_at, now + 1.5 * self._rules.ping_ms / 1000)
             if self.state is State.EXPECT_REPLY:
                 self._expires_at = max(self._expires_at, now + limits.REPLY_MS / 1000)
         self._open_timers(now)

@@ -42,7 +42,7 @@ class SessionRecord:
         suites: What the ticket response offered, in the server's order of preference.
         suite: Fixed by the first connect.
         family: Family of the first token; a retired token that is never evicted.
-        retired: At most 16, newest first.
+        retired: At most 16, newest first; the ticket, the oldest, always stays.
         revoked: A tombstone: known until `ends_at`, opened by nobody.
     """
 
@@ -159,7 +159,10 @@ def swap(
         return Swap.ADVANCED, record
     if current != step.expected:
         return Swap.LOST, record
-    retired = (Retired(record.epoch, record.token), *record.retired)[: limits.MAX_RETIRED]
+    retired = (Retired(record.epoch, record.token), *record.retired)
+    if len(retired) > limits.MAX_RETIRED:
+        # The ticket stays: an owner whose first connect was overtaken knows nothing else to prove.
+        retired = (*retired[: limits.MAX_RETIRED - 1], retired[-1])
     return Swap.ADVANCED, replace(
         record,
         epoch=step.epoch,

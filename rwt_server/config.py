@@ -87,7 +87,7 @@ class ServerConfig:
         rotation_interval: Seconds, 5 to 3600; None: no rotation by time.
         rotation_pattern: `fixed`, `fibonacci` or `phi`.
         renew_threshold: Share of a lifetime after which a rotation is offered, 0.5 to 0.95.
-        max_message: Bytes of one message's body, 1,024 to 16 MiB.
+        max_message: Bytes of one message's body, 1,024 to 16,646,144.
         ping_interval: Seconds.
         handshake_timeout: Seconds from accept to an open session.
         max_handshakes: Connections that are not authenticated yet, in all and per address.
@@ -148,7 +148,8 @@ class ServerConfig:
         patterns = ", ".join(Pattern)
         _check(self.rotation_pattern in set(Pattern), "rotation_pattern", self.rotation_pattern, patterns)
         _check(0.5 <= self.renew_threshold <= 0.95, "renew_threshold", self.renew_threshold, "0.5 to 0.95")
-        _check(1_024 <= self.max_message <= 16 * MIB, "max_message", self.max_message, "1024 to 16777216")
+        most = limits.MAX_FRAME - limits.FRAME_OVERHEAD
+        _check(1_024 <= self.max_message <= most, "max_message", self.max_message, f"1024 to {most}")
         _check(1 <= self.ping_interval <= 3_600, "ping_interval", self.ping_interval, "1 to 3600 seconds")
         _check(0.5 <= self.handshake_timeout <= 60, "handshake_timeout", self.handshake_timeout, "0.5 to 60")
         _check(self.max_handshakes >= 1, "max_handshakes", self.max_handshakes, "at least 1")

@@ -41,7 +41,7 @@ SAMPLES: list[Control] = [
     frames.Confirm(),
     frames.Confirm(SIGNATURE, TERMS, ("rwt", "0.1.0")),
     frames.Ready(1, 0, 1_179_648, False, 300_000, 20_000, 1_024, 1_048_576, 60_000),
-    frames.Ready(U32, 2, TOP, True, TOP, TOP, TOP, TOP, TOP, TOP, SIGNATURE, TERMS),
+    frames.Ready(U32, 2, limits.MAX_FRAME, True, TOP, TOP, TOP, TOP, TOP, TOP, SIGNATURE, TERMS),
     frames.Rotate(2, SHARE),
     frames.Rotate(2, SHARE, SIGNATURE),
     frames.Reply(2, SHARE),

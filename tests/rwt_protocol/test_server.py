@@ -963,3 +963,91 @@ def test_names_of_frames_in_ready() -> None:
     assert found(pair.client_events, Opened)[0].ready.epoch == 0x2_0000
     pair.rotate()
     assert pair.record.epoch == 0x2_0001 and pair.client.is_open
+
+
+# --- defects that were found once ------------------------------------------------------------------------
+
+
+def run_timers(pair: Pair, seconds: float, *, drained: bool = True) -> int:
+    """Drive the server's timers alone, as for a client that has gone silent; return how many there were."""
+    until, count = pair.now + seconds, 0
+    while pair.server.next_timer <= until:
+        pair.now = max(pair.now, pair.server.next_timer)
+        pair.server.handle_timer(pair.now, drained=drained)
+        pair.server.bytes_to_send()
+        count += 1
+        assert count < 100_000, "a timer that does not move"
+    return count
+
+
+@pytest.mark.parametrize("drained", [True, False], ids=["drained", "never drained"])
+def test_a_silent_client_is_found_by_the_timers_alone(drained: bool) -> None:
+    pair = Pair(server=ServerRules(ping_ms=4_000, rotation=RotationRules(enabled=False)))
+    began = pair.now
+    run_timers(pair, 1_000, drained=drained)
+    (over,) = [e for e in pair.server.events() if isinstance(e, Terminated)]
+    assert over.code == CloseCode.EXPIRED
+    assert pair.server.next_timer == inf
+    assert pair.now - began <= (13 if drained else 150)
+
+
+def test_a_store_outage_does_not_spin_and_ends_after_an_hour() -> None:
+    pair = Pair()
+    pair.server.store_lost(pair.now)
+    for _ in range(200):  # the client goes on answering PINGs
+        pair.server.last_received = pair.now
+        if run_timers(pair, 20.0) > 10:
+            pytest.fail("the timers spin")
+    assert end_code(pair.server.events()) == CloseCode.DRAINING
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_key_that_is_used_up_by_a_rotation_ends_the_connection(side: str) -> None:
+    usage = UsageLimits(stop_frames=1)
+    pair = Pair(
+        server=ServerRules(usage=usage) if side == "server" else None,
+        client=ClientRules(usage=usage) if side == "client" else None,
+    )
+    pair.server.rotate(pair.now)
+    pair.pump()
+    end = pair.server if side == "server" else pair.client
+    assert end.state is State.CLOSED
+    end.receive(bytes(40), pair.now)
+    if isinstance(end, ServerConnection):
+        end.flush_acks()
+    assert end.state is State.CLOSED
+
+
+def test_a_request_that_was_ignored_does_not_count() -> None:
+    pair = Pair()
+    pair.hook = dropping(FrameType.ROTATE)
+    pair.server.rotate(pair.now)
+    pair.pump()
+    assert pair.server.state is State.EXPECT_REPLY
+    pair.client.request_rotation(RequestReason.ASKED, pair.now)
+    pair.pump()
+    assert pair.server._last_request == -inf
+
+
+def test_an_extension_frame_with_a_stream() -> None:
+    for end in ("server", "client"):
+        pair = Pair()
+        sender = pair.client if end == "server" else pair.server
+        assert sender._sealer is not None
+        sender._out.append(sender._sealer.seal(0x40, 1, 7, b""))
+        pair.pump()
+        receiver = pair.server if end == "server" else pair.client
+        assert receiver.state is State.CLOSED
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_control_frames_wear_a_key_too(side: str) -> None:
+    usage = UsageLimits(rekey_frames=6)
+    pair = Pair(
+        server=ServerRules(usage=usage) if side == "server" else None,
+        client=ClientRules(usage=usage) if side == "client" else None,
+    )
+    for _ in range(6):
+        pair.client.ping(pair.now)
+        pair.pump()
+    assert pair.server.rotations == pair.client.rotations >= 1

@@ -213,18 +213,21 @@ def test_later_swaps_keep_the_family() -> None:
     )
 
 
-def test_16_retired_tokens_are_kept_newest_first_and_the_family_for_ever() -> None:
+def test_retired_tokens_are_kept_newest_first_and_the_ticket_and_family_for_ever() -> None:
     record: SessionRecord | None = TICKET
     for epoch in range(1, 40):
         assert record is not None
         outcome, record = swap(record, step(record, token(epoch)), NOW + epoch)
         assert outcome is Swap.ADVANCED
     assert record is not None
-    assert record.retired == tuple(Retired(epoch, token(epoch)) for epoch in range(38, 22, -1))
+    ticket = Retired(0, TICKET.token)
+    assert record.retired == (*(Retired(epoch, token(epoch)) for epoch in range(38, 23, -1)), ticket)
     assert record.family == FAMILY
-    assert pick_proof(record, hello([token(23)], epoch=23)).live is False
-    refused(record, hello([token(22)], epoch=22), CloseCode.AUTHENTICATION_FAILED)
-    assert pick_proof(record, hello([token(22), FAMILY], epoch=22)).picked == token_id(FAMILY)
+    assert pick_proof(record, hello([token(24)], epoch=24)).live is False
+    refused(record, hello([token(23)], epoch=23), CloseCode.AUTHENTICATION_FAILED)
+    assert pick_proof(record, hello([token(23), FAMILY], epoch=23)).picked == token_id(FAMILY)
+    # An owner whose first connect a thief overtook knows nothing but the ticket.
+    assert pick_proof(record, hello([TICKET.token], epoch=0)).live is False
 
 
 @pytest.mark.parametrize(
