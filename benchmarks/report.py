@@ -78,7 +78,8 @@ def table(outcomes: Sequence[Outcome], plan: Plan) -> str:
     pinned = "each server on one core, the generator on another" if CORES else "no core is reserved"
     lines.append(
         f"Median (least-most) of {plan.rounds} rounds of {plan.seconds:g} s. Messages of 128 B; RWT encrypts, "
-        f"raw aiohttp does not; {pinned}. Ratio: server CPU of raw aiohttp by that of RWT."
+        f"raw aiohttp does not; {pinned}. Ratio: server CPU of raw aiohttp by that of RWT. "
+        "msg/s holds the generator's own work and pauses between waves: it is no limit of a server."
     )
     return "\n".join(lines)
 

@@ -32,8 +32,8 @@ class Plan(NamedTuple):
     memory_rounds: int
 
 
-FULL = Plan(rounds=5, seconds=1.0, memory_rounds=2)
-QUICK = Plan(rounds=2, seconds=0.6, memory_rounds=1)
+FULL = Plan(rounds=5, seconds=0.8, memory_rounds=2)
+QUICK = Plan(rounds=2, seconds=0.4, memory_rounds=1)
 
 
 @dataclass
