@@ -661,3 +661,14 @@ def test_reply_of_a_pinned_device() -> None:
     assert isinstance(body, Reply) and pair.client._next is not None
     transcript = pair.client._next[0].transcript
     assert DEVICE.public.verify(body.signature, key_schedule.client_signature_input(transcript))
+
+
+def test_a_reply_that_would_use_up_its_key_ends_the_connection() -> None:
+    pair = Pair()
+    assert pair.client._sealer is not None
+    pair.client._sealer._usage = UsageLimits(stop_frames=pair.client._sealer.count)
+    pair.server.rotate(pair.now)
+    pair.pump()
+    assert pair.client.state is State.CLOSED and pair.client.next_timer == inf
+    pair.client.receive(bytes(40), pair.now)
+    assert end_code(pair.client_events) == CloseCode.EXPIRED

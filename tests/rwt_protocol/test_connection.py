@@ -649,3 +649,27 @@ def test_reject_is_for_faults_found_above() -> None:
     assert [event.code for event in pair.client_events if isinstance(event, Terminated)] == [4400]
     ended = [event for event in pair.server_events if isinstance(event, Terminated)]
     assert [(event.code, event.sealed, event.reason) for event in ended] == [(4400, True, "")]
+
+
+def test_an_extension_frame_with_a_stream() -> None:
+    for end in ("server", "client"):
+        pair = Pair()
+        sender = pair.client if end == "server" else pair.server
+        assert sender._sealer is not None
+        sender._out.append(sender._sealer.seal(0x40, 1, 7, b""))
+        pair.pump()
+        receiver = pair.server if end == "server" else pair.client
+        assert receiver.state is State.CLOSED
+
+
+def test_a_control_frame_after_the_last_of_a_key() -> None:
+    """BYE does not need a key that is used up, and what would follow it is not sent."""
+    pair = Pair(client=ClientRules(usage=UsageLimits(stop_frames=2)))
+    pair.client.ping(pair.now)
+    assert pair.client.is_open
+    pair.client.ping(pair.now)
+    assert pair.client.state is State.CLOSED
+    pair.client._send(Ping(3))
+    assert not pair.client.bytes_to_send()
+    ended = [event for event in pair.client.events() if isinstance(event, Terminated)]
+    assert [event.code for event in ended] == [CloseCode.EXPIRED]

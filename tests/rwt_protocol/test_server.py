@@ -1029,17 +1029,6 @@ def test_a_request_that_was_ignored_does_not_count() -> None:
     assert pair.server._last_request == -inf
 
 
-def test_an_extension_frame_with_a_stream() -> None:
-    for end in ("server", "client"):
-        pair = Pair()
-        sender = pair.client if end == "server" else pair.server
-        assert sender._sealer is not None
-        sender._out.append(sender._sealer.seal(0x40, 1, 7, b""))
-        pair.pump()
-        receiver = pair.server if end == "server" else pair.client
-        assert receiver.state is State.CLOSED
-
-
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_control_frames_wear_a_key_too(side: str) -> None:
     usage = UsageLimits(rekey_frames=6)
