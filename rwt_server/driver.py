@@ -54,6 +54,18 @@ def frame_binary(message: bytes) -> bytes:
     return _HEADER8.pack(_BINARY, 127, size) + message
 
 
+def _continues(before: Published, event: Published) -> bool:
+    """Whether the messages of two frames can be appended as one run: same place, and nothing sent again."""
+    last, first = before.messages[-1].mid, event.messages[0].mid
+    return (
+        before.stream == event.stream
+        and before.level is event.level
+        and last is not None
+        and first is not None
+        and first > last
+    )
+
+
 class Driver:
     """One connection on the server."""
 
@@ -209,6 +221,7 @@ class Driver:
         conn, hub, loop = self.conn, self.node.hub, self.node.loop
         messages = await self._reader.next()
         now = loop.time()
+        published: Published | None = None
         busy = False
         for message in messages:
             if message.type is not WSMsgType.BINARY:
@@ -221,9 +234,19 @@ class Driver:
                 for event in events:
                     if type(event) is Published:
                         busy = True
-                        hub.publish(self, event)
-                    else:
-                        await self._handle(event)
+                        if published is not None and _continues(published, event):
+                            published.messages.extend(event.messages)
+                            continue
+                        if published is not None:
+                            hub.publish(self, published)
+                        published = event
+                        continue
+                    if published is not None:
+                        hub.publish(self, published)
+                        published = None
+                    await self._handle(event)
+        if published is not None:
+            hub.publish(self, published)
         if self.receives and hub.flush_pending:
             hub.write_soon(self)
         else:
