@@ -253,6 +253,8 @@ class Driver:
             self.flush()
         if not busy:
             conn.rest()
+        # A REPLY may have come between messages: the next rotation may be due earlier than planned.
+        if conn.next_timer < self.queued_timer:
             self.node.rewatch(self)
         return True
 

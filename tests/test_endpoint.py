@@ -528,3 +528,15 @@ async def test_strangers_do_not_lock_the_owner_out(server: Running, http: aiohtt
     raw = await Raw.open(http, server, session)
     assert raw.conn.epoch == 2
     await raw.ws.close()
+
+
+async def test_a_timer_set_in_a_busy_turn_is_kept(server: Running, http: aiohttp.ClientSession) -> None:
+    """A rotation that ends in one turn with messages: the next one is planned all the same."""
+    raw = await Raw.open(http, server)
+    stream = (await raw.sub("x", use=2)).stream
+    driver = server.node._live[raw.conn._session.sid]
+    driver.conn._deadline = driver.queued_timer - 5.0
+    raw.publish(stream, Publication(b"", 1))
+    await raw.until(lambda: 1 in raw.acks)
+    await until(lambda: driver.queued_timer == driver.conn.next_timer)
+    await raw.ws.close()
