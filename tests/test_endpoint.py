@@ -535,8 +535,8 @@ async def test_a_timer_set_in_a_busy_turn_is_kept(server: Running, http: aiohttp
     raw = await Raw.open(http, server)
     stream = (await raw.sub("x", use=2)).stream
     driver = server.node._live[raw.conn._session.sid]
-    driver.conn._deadline = driver.queued_timer - 5.0
+    wanted = driver.conn._deadline = driver.queued_timer - 5.0
     raw.publish(stream, Publication(b"", 1))
     await raw.until(lambda: 1 in raw.acks)
-    await until(lambda: driver.queued_timer == driver.conn.next_timer)
+    await until(lambda: driver.queued_timer == wanted, 2.0)
     await raw.ws.close()
