@@ -35,13 +35,15 @@ class Relay:
         """Numbers of the connections that are carried now."""
         return [index for index, pair in enumerate(self._pairs) if not any(w.is_closing() for w in pair)]
 
-    def cut(self, index: int) -> None:
-        """Reset both sides of the connection that was the `index`th to come, at once."""
+    def cut(self, index: int) -> bool:
+        """Reset both sides of the connection that was the `index`th to come; tell whether it was open."""
+        was_open = index in self.open
         for writer in self._pairs[index]:
             sock = writer.get_extra_info("socket")
             if sock is not None and not writer.is_closing():
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
+        return was_open
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
