@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial, wraps
@@ -24,7 +27,9 @@ from .dragonfire import DEFAULT_URL, DragonFireClient
 from .options import Lost, Message, RWTConnection, SendResult
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
+_INTERRUPTED = 130
 _LINE_EVERY = 5.0
 """Seconds between progress lines where there is no terminal."""
 
@@ -102,7 +107,7 @@ async def _interruptible(work: Coroutine[Any, Any, None]) -> None:
     try:
         await task
     except asyncio.CancelledError:
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
 def _report(client: RWTClient, *, as_json: bool) -> None:
@@ -132,6 +137,45 @@ def _report(client: RWTClient, *, as_json: bool) -> None:
     client.on("token-rotate", lambda info: tell("token-rotate", **info))
     client.on("security-warning", lambda info: tell("security-warning", **info))
     client.on("error", lambda error: tell("error", text=str(error)))
+
+
+class _Blocking:
+    """Runs calls that may block for ever, such as reading a pipe, one after another in a thread.
+
+    The thread is a daemon: unlike those of `asyncio.to_thread`, nobody waits for it at the end.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._work, name="rwt-blocking", daemon=True).start()
+
+    async def call(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Run one call and return its result."""
+        done: asyncio.Future[R] = self._loop.create_future()
+        self._calls.put((done, partial(function, *arguments)))
+        return await done
+
+    def _work(self) -> None:
+        while True:
+            done, call = self._calls.get()
+            try:
+                tell: Callable[[], None] = partial(self._settle, done, call(), None)
+            except Exception as exc:
+                tell = partial(self._settle, done, None, exc)
+            try:
+                self._loop.call_soon_threadsafe(tell)
+            except RuntimeError:  # the loop is closed: the program ends
+                return
+
+    @staticmethod
+    def _settle(done: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
 
 
 class _Meter:
@@ -195,7 +239,8 @@ def cli() -> None:
 
 
 async def _lines(source: BinaryIO) -> AsyncIterator[str]:
-    while line := await asyncio.to_thread(source.readline):
+    blocking = _Blocking()
+    while line := await blocking.call(source.readline):
         try:
             yield line.decode().rstrip("\r\n")
         except UnicodeDecodeError as exc:
@@ -203,8 +248,9 @@ async def _lines(source: BinaryIO) -> AsyncIterator[str]:
 
 
 async def _chunks(source: BinaryIO, size: int) -> AsyncIterator[bytes]:
-    read = getattr(source, "read1", source.read)
-    while chunk := await asyncio.to_thread(read, size):
+    read: Callable[[int], bytes] = getattr(source, "read1", source.read)
+    blocking = _Blocking()
+    while chunk := await blocking.call(read, size):
         yield chunk
 
 
@@ -364,7 +410,7 @@ async def sub(
     client.create_channel(channel)
     await client.connect(timeout=timeout)
     meter = _Meter("received", size, quiet=quiet or not raw)
-    out = sys.stdout.buffer
+    out, blocking = sys.stdout.buffer, _Blocking()
     try:
         stream = client.messages(channel, history=history)
         await client.open_channel(channel, timeout=timeout)
@@ -377,7 +423,7 @@ async def sub(
             else:
                 data = _printed(message, as_json=as_json)
             # In a thread: a pipe that nobody reads must not stop the connection.
-            await asyncio.to_thread(_put, out, data)
+            await blocking.call(_put, out, data)
             meter.add(message.size)
             if (count is not None and meter.messages >= count) or (size is not None and meter.bytes >= size):
                 break
@@ -539,7 +585,12 @@ def main() -> None:
         click.echo(f"rwt: {exc.format_message()}", err=True)
         sys.exit(2)
     # Without standalone mode click returns the code of an Exit.
-    sys.exit(code if isinstance(code, int) else 0)
+    status = code if isinstance(code, int) else 0
+    if status == _INTERRUPTED:
+        # A thread may hold the lock of a pipe that nobody reads or writes: a usual exit would wait for it.
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -139,3 +139,40 @@ def test_a_stream_of_many_mebibytes_is_bounded_in_memory(tmp_path: Path) -> None
     report = run(24, interval=5.0, retention_mib=8, folder=tmp_path)
     assert report.sent == report.received
     assert report.growth_mib < 60, report
+
+
+@pytest.mark.parametrize("arguments", [["pub", "x"], ["pub", "x", "--raw"]], ids=["lines", "raw"])
+def test_a_signal_ends_a_publisher_whose_input_is_idle(tmp_path: Path, arguments: list[str]) -> None:
+    with server_process(tmp_path) as server:
+        writer = subprocess.Popen(
+            [sys.executable, "-m", "rwt_client", *arguments, "--events"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(server),
+        )
+        assert writer.stdin is not None and writer.stderr is not None
+        assert b"connect" in writer.stderr.readline()
+        writer.send_signal(signal.SIGTERM)
+        assert writer.wait(5) == 130
+        assert b"Traceback" not in writer.stderr.read()
+        writer.stdin.close()
+        writer.stderr.close()
+
+
+def test_a_signal_ends_a_subscriber_whose_output_is_full(tmp_path: Path) -> None:
+    with server_process(tmp_path) as server:
+        rwt(server, "pub", "x", "--raw", stdin=bytes(1_048_576))
+        reader = subprocess.Popen(
+            [sys.executable, "-m", "rwt_client", "sub", "x", "--raw", "--history", "100"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(server),
+        )
+        assert reader.stdout is not None and reader.stderr is not None
+        assert b"subscribed" in reader.stderr.readline()
+        reader.stdout.read(1)  # it has begun to write, and nobody takes the rest
+        reader.send_signal(signal.SIGTERM)
+        assert reader.wait(5) == 130
+        assert b"Traceback" not in reader.stderr.read()
+        reader.stdout.close()
+        reader.stderr.close()
