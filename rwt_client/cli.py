@@ -581,8 +581,11 @@ def main() -> None:
         sys.exit(130)
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as exc:
-        click.echo(f"rwt: {exc.format_message()}", err=True)
+        click.echo(f"rwt: {' '.join(exc.format_message().split())}", err=True)
         sys.exit(2)
     # Without standalone mode click returns the code of an Exit.
     status = code if isinstance(code, int) else 0

@@ -30,6 +30,8 @@ _MAX_BODY = 16_384
 _MAX_USER = 255
 _RETRY_AFTER = "1"
 _CLOSE_WAIT = 2.0
+_OVERSIZE = 65_536
+"""Frames that are too large by less than this get our own answer, 4413; aiohttp ends larger ones with 1009."""
 _NOTSENT_LOWAT = 65_536
 """Bytes that the kernel may hold unsent: control frames wait behind these."""
 
@@ -56,6 +58,8 @@ async def _refusals(
         response = await handler(request)
     except _Refusal as refusal:
         response = _error(refusal.status, refusal.code, str(refusal))
+    except web.HTTPRequestEntityTooLarge:
+        response = _error(413, "too-large", f"a body has more than {_MAX_BODY} bytes")
     transport = request.transport
     if transport is not None and isinstance(guard := transport.get_protocol(), Guard):
         guard.restart()
@@ -156,7 +160,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
         return {}
     try:
         body = json.loads(raw)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise _Refusal(400, "malformed", "the body is not JSON") from exc
     if not isinstance(body, dict):
         raise _Refusal(400, "malformed", "the body is not a JSON object")
@@ -219,7 +223,8 @@ def _address(request: web.Request) -> str:
     """The peer's address; behind a trusted proxy the one it forwards."""
     peer = request.remote or ""
     if peer in request.app[NODE].config.trusted_proxies:
-        forwarded = request.headers.get("X-Forwarded-For", "")
+        # The proxy's own line is the last; earlier ones may come from anybody.
+        forwarded = request.headers.getall("X-Forwarded-For", [""])[-1]
         return forwarded.rpartition(",")[2].strip() or peer
     return peer
 
@@ -244,7 +249,7 @@ async def _websocket(request: web.Request) -> web.StreamResponse:
         protocols=(SUBPROTOCOL,),
         compress=False,
         timeout=_CLOSE_WAIT,
-        max_msg_size=node.rules.max_frame + 1,
+        max_msg_size=node.rules.max_frame + _OVERSIZE,
     )
     await ws.prepare(request)
     transport = request.transport

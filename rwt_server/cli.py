@@ -272,8 +272,11 @@ def main() -> None:
         sys.exit(130)
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as exc:
-        click.echo(f"rwt-server: {exc.format_message()}", err=True)
+        click.echo(f"rwt-server: {' '.join(exc.format_message().split())}", err=True)
         sys.exit(2)
 
 

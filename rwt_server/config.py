@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,20 @@ SUITES = {
     "x25519mlkem768": Suite.X25519MLKEM768,
 }
 MIB = 1_048_576
+
+
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+_TEN_YEARS = 315_360_000.0
+_SIZE_DIGITS = 18
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - checked when it is read
+    except ValueError:
+        return False
+    return parts.scheme in ("ws", "wss") and bool(parts.hostname) and not parts.query
 
 
 class ConfigError(ValueError):
@@ -47,7 +61,7 @@ class Retention:
     def __post_init__(self) -> None:
         _check(self.max_bytes >= 65_536, "max_bytes", self.max_bytes, "at least 65536")
         _check(self.max_messages >= 1, "max_messages", self.max_messages, "at least 1")
-        _check(self.max_age > 0 and math.isfinite(self.max_age), "max_age", self.max_age, "seconds above 0")
+        _check(0 < self.max_age <= _TEN_YEARS, "max_age", self.max_age, "seconds above 0, ten years at most")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,23 +133,19 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _check(0 <= self.port <= 65_535, "port", self.port, "0 to 65535")
+        _check(bool(self.host), "host", self.host, "an address such as 127.0.0.1")
         prefix = self.prefix
-        _check(
-            prefix == "" or (prefix.startswith("/") and not prefix.endswith("/") and "{" not in prefix),
-            "prefix",
-            prefix,
-            'a path such as "/rwt"',
-        )
+        _check(_PREFIX.fullmatch(prefix) is not None, "prefix", prefix, 'a path such as "/rwt"')
         if self.url is not None:
-            parts = urlsplit(self.url)
-            _check(
-                parts.scheme in ("ws", "wss") and bool(parts.hostname) and not parts.query,
-                "url",
-                self.url,
-                'a WebSocket URL such as "wss://example.org/rwt/v2/ws"',
-            )
+            wanted = 'a WebSocket URL such as "wss://example.org/rwt/v2/ws"'
+            _check(_is_endpoint(self.url), "url", self.url, wanted)
         _check(bool(self.region), "region", self.region, "a name")
-        _check((self.tls_cert is None) == (self.tls_key is None), "tls_cert", self.tls_cert, "both or none")
+        for name, given, other in (
+            ("cert", self.tls_cert, self.tls_key),
+            ("key", self.tls_key, self.tls_cert),
+        ):
+            lone = given is not None and other is None
+            _check(not lone, f"tls_{name}", str(given), "certificate and key, both or none")
         known = ", ".join(SUITES)
         _check(bool(self.suites), "suites", self.suites, f"at least one of {known}")
         for suite in self.suites:
@@ -182,7 +192,7 @@ def parse_size(text: str) -> int:
     for unit in ("KiB", "MiB", "GiB", ""):
         if text.endswith(unit):
             digits = text[: len(text) - len(unit)].strip()
-            if digits.isascii() and digits.isdigit():
+            if digits.isascii() and digits.isdigit() and len(digits) <= _SIZE_DIGITS:
                 return int(digits) * _SIZES[unit]
             break
     raise ConfigError(f"size {text!r} cannot be used: give bytes, or a number with KiB, MiB or GiB")

@@ -40,7 +40,7 @@ log = structlog.get_logger()
 _HEADER2 = struct.Struct(">BBH")
 _HEADER8 = struct.Struct(">BBQ")
 _BINARY = 0x82
-_CLOSE_TIMEOUT = 5.0
+_CLOSE_TIMEOUT = 2.0
 """Seconds for the last bytes and the closing handshake."""
 
 

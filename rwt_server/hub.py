@@ -175,6 +175,9 @@ class Hub:
         if use is Use.PAUSED and held is None:
             refuse(ErrorCode.NOT_OPEN, ref=sub.ref)
             return
+        if held is None and len(driver.streams) >= MAX_STREAMS:
+            refuse(ErrorCode.LIMIT, ref=sub.ref, text=f"at most {MAX_STREAMS} channels on a connection")
+            return
         if sub.name != INBOX and not driver.may(sub.name):
             if held is None:
                 refuse(ErrorCode.NOT_AUTHORISED, ref=sub.ref)
@@ -182,17 +185,17 @@ class Hub:
                 self._close(held)
                 driver.conn.unsubscribed(held.channel.stream, ref=sub.ref, code=ErrorCode.NOT_AUTHORISED)
             return
-        if held is None and len(driver.streams) >= MAX_STREAMS:
-            refuse(ErrorCode.LIMIT, ref=sub.ref, text=f"at most {MAX_STREAMS} channels on a connection")
-            return
         channel = channel or self._channel(sub.name)
         if channel is None:
             refuse(ErrorCode.LIMIT, ref=sub.ref, text=f"at most {MAX_CHANNELS} channels on a server")
             return
-        if held is not None and sub.after is None and sub.history is None:
-            start = channel.log.start(channel.log.position(held.at), 0, 0)
+        log = channel.log
+        if held is not None and (held.use & Use.RECEIVE or (sub.after is None and sub.history is None)):
+            # Who receives already stays where it is: to be sent back would repeat entries.
+            start = log.start(log.position(held.at), 0, 0)
         else:
-            start = channel.log.start(sub.after, sub.history or 0, sub.tags_held or 0)
+            history = log.tail if sub.name == INBOX else sub.history or 0
+            start = log.start(sub.after, history, sub.tags_held or 0)
         answer = SubOk(sub.ref, channel.stream, 0, start.position, use, 0, start.gap)
         if held is None:
             held = Subscription(driver, channel, use, start.position.offset)
@@ -200,8 +203,7 @@ class Hub:
             channel.subscriptions[driver] = held
             channel.parked.pop(driver.conn.sid, None)
         elif use & Use.RECEIVE:
-            if not held.use & Use.RECEIVE or sub.after is not None or sub.history is not None:
-                held.at = start.position.offset
+            held.at = start.position.offset
             held.held_place = False
         else:
             held.held_place = held.held_place or bool(held.use & Use.RECEIVE)
@@ -240,9 +242,12 @@ class Hub:
         now = self._loop.time()
         for held in list(driver.streams.values()):
             channel = held.channel
-            if coming_back and channel.pace and (held.use & Use.RECEIVE or held.held_place):
-                channel.parked[driver.conn.sid] = held.at, now + self._resume_window
             self._close(held)
+            if coming_back and channel.pace and (held.use & Use.RECEIVE or held.held_place):
+                sid = driver.conn.sid
+                # A newer connection of the session may have taken the place already.
+                if not any(other.conn.sid == sid for other in channel.subscriptions):
+                    channel.parked[sid] = held.at, now + self._resume_window
         self._behind.pop(driver, None)
 
     # --- publishing ---
@@ -327,7 +332,12 @@ class Hub:
             if callable(also):
                 also(appended)
             first, last = messages[0].mid, messages[-1].mid
-            if first is not None and last is not None and last - first == len(messages) - 1:
+            if (
+                first is not None
+                and last is not None
+                and last - first == len(messages) - 1
+                and None not in [message[1] for message in messages]
+            ):
                 self._answer(driver, channel, first, len(messages), offset, stored)
             else:
                 for index, message in enumerate(messages):

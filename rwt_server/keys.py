@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from .config import ConfigError
 
+_ONLY_STAR = re.compile(r"[\[?]")
+"""What `fnmatch` knows beside `*` stands for itself."""
 _NO_KEY = hashlib.sha256(b"no key").hexdigest()
 
 
@@ -36,11 +39,12 @@ def may_use(patterns: tuple[str, ...] | None, channel: str) -> bool:
     """Whether a key with these patterns may use `channel`."""
     if patterns is None:
         return True
-    return any(fnmatchcase(channel, pattern.replace("[", "[[]")) for pattern in patterns)
+    return any(fnmatchcase(channel, _ONLY_STAR.sub(r"[\g<0>]", pattern)) for pattern in patterns)
 
 
 def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+    # A header that is not UTF-8 arrives with surrogates in it.
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class KeyFile:
@@ -116,11 +120,12 @@ class KeyFile:
                 ApiKey(**{**row, "channels": None if row["channels"] is None else tuple(row["channels"])})
                 for row in rows
             ]
+            found = {key.id: key for key in keys}
         except (OSError, ValueError, TypeError, KeyError) as exc:
             raise ConfigError(
                 f"key file {self.path} is damaged ({type(exc).__name__}): restore it, or remove it and make new keys"
             ) from exc
-        self._seen, self._keys = seen, {key.id: key for key in keys}
+        self._seen, self._keys = seen, found
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, ApiKey]]:

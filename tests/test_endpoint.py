@@ -435,7 +435,7 @@ async def test_positions_and_gaps(tmp_path: Path, http: aiohttp.ClientSession) -
         async def start(
             after: Position | None, **more: Any
         ) -> tuple[int, int | None, int | None, int | None]:
-            answer = await other.sub("x", after=after, **more)
+            answer = await other.sub("x", after=after, use=2, **more)
             gap = answer.gap
             facts = (None, None, None) if gap is None else (gap.reason, gap.first, gap.last)
             return answer.start.offset, *facts
