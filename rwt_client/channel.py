@@ -39,7 +39,11 @@ class RWTChannel:
         await self._client.open_channel(self.name, history=history, timeout=timeout)
 
     async def close(self, *, timeout: float | None = 10.0) -> None:
-        """Stop sending and receiving; iterators end. What was received and not handled is dropped."""
+        """Stop sending and receiving; iterators end. What was received and not handled is dropped.
+
+        Messages under way are waited for, as long as there is a connection and for `timeout` seconds at most;
+        the rest fails with `RWTSendError` (`code` is `closed`), or `RWTOutcomeUnknown` where it had been sent.
+        """
         await self._client.close_channel(self.name, timeout=timeout)
 
     def is_active(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from rwt_protocol.channels import Channel, ChannelState, check_name
 from rwt_protocol.codes import GapReason, Use
-from rwt_protocol.errors import RWTError, RWTTimeoutError
+from rwt_protocol.errors import RWTDisconnectedError, RWTError, RWTTimeoutError
 from rwt_protocol.events import Delivered
 from rwt_protocol.frames import Closed, Gap, GapNotice, SubOk
 
@@ -19,6 +19,8 @@ from .options import MAX_UNHANDLED, Lost, require
 from .refusals import refusal
 from .waiting import Waiters
 
+MAX_HISTORY = 2**32 - 1
+
 
 @dataclass(slots=True)
 class ChannelUse:
@@ -27,6 +29,8 @@ class ChannelUse:
     core: Channel
     inbox: ChannelInbox
     history: int = 0
+    reads: bool = False
+    """Whether it was ever opened to receive; its position means something only then."""
     opening: Waiters = field(default_factory=Waiters)
     closing: Waiters = field(default_factory=Waiters)
     dispatcher: asyncio.Task[None] | None = None
@@ -89,14 +93,19 @@ class Channels:
 
     @property
     def waiting(self) -> int:
-        """Messages that no handler has seen yet."""
-        return sum(use.inbox.waiting for use in self._uses.values())
+        """Messages that handlers have not finished with; the one whose handler asks is not counted."""
+        current = asyncio.current_task()
+        return sum(use.inbox.waiting for use in self._uses.values() if use.dispatcher is not current)
 
     def want(self, name: str, more: Use) -> None:
         """Open a channel, or use an open one for more."""
         use = self.use(name)
         if use.core.wanted & more == more:
             return
+        if more & Use.RECEIVE and not use.reads:
+            # What was published while nobody here read is not missed: begin at the tail.
+            use.reads = True
+            use.core.position = None
         use.core.wanted = Use(use.core.wanted | more)
         if use.core.is_open:
             self._sub(use, self._use_now(use))
@@ -105,7 +114,7 @@ class Channels:
 
     async def open(self, name: str, history: int, timeout: float | None) -> None:
         """Open for sending and receiving, and wait for the answer."""
-        require(history >= 0, "history", history, "0 or more")
+        _check_history(history)
         use = self.use(name)
         use.history = use.history or history
         if use.core.is_open and use.core.wanted is Use.BOTH:
@@ -129,13 +138,10 @@ class Channels:
             return
         link, core = self.link, use.core
         core.wanted = Use.PAUSED
-        use.inbox.end(None)
-        if use.dispatcher is not asyncio.current_task():
-            await _cancel(use.dispatcher)
-        use.dispatcher = None
-        use.inbox = self._inbox(name)
+        await self._renew(use, None)
+        use.opening.tell(RWTDisconnectedError(f"channel {name!r} was closed", operation="open"))
         if link is None or not core.is_open:
-            return
+            return  # one that is being opened is closed when its answer comes
         closed = use.closing.add()
         link.conn.unsubscribe(self._ref(use), core.stream)
         link.wake()
@@ -151,7 +157,7 @@ class Channels:
 
     def messages(self, name: str, history: int = 0) -> MessageStream:
         """Return an iterator over the messages of a channel from now on; opens it to receive."""
-        require(history >= 0, "history", history, "0 or more")
+        _check_history(history)
         use = self.use(name)
         use.history = use.history or history
         stream = use.inbox.open_stream()
@@ -188,9 +194,7 @@ class Channels:
 
     def _sub(self, use: ChannelUse, wanted: Use) -> None:
         if self.link is not None:
-            self.link.conn.subscribe(
-                use.core.subscribe(self._ref(use), use=wanted, history=use.history or None)
-            )
+            self.link.conn.subscribe(use.core.subscribe(self._ref(use), use=wanted, history=use.history))
             self.link.wake()
 
     def on_subscribed(self, answer: SubOk) -> None:
@@ -202,6 +206,10 @@ class Channels:
         self._streams[answer.stream] = use
         if gap is not None:
             self._tell_gap(use, gap)
+        if use.core.wanted is Use.PAUSED and self.link is not None:
+            self.link.conn.unsubscribe(self._ref(use), answer.stream)
+            self.link.wake()
+            return
         use.opening.tell()
         self._relieve(use)
 
@@ -284,10 +292,17 @@ class Channels:
     async def stop(self) -> None:
         """The client is disconnected: iterators end, dispatchers stop."""
         for use in self._uses.values():
-            use.inbox.end(None)
-            if use.dispatcher is not asyncio.current_task():
-                await _cancel(use.dispatcher)
-            use.dispatcher = None
+            await self._renew(use, None)
+
+    async def _renew(self, use: ChannelUse, error: RWTError | None) -> None:
+        """End iterators and the dispatcher; what comes later goes to new ones."""
+        use.inbox.end(error)
+        dispatcher, use.dispatcher = use.dispatcher, None
+        use.inbox = self._inbox(use.core.name)
+        # A handler that closes its own channel is left to finish; its dispatcher ends behind it.
+        if dispatcher is not None and dispatcher is not asyncio.current_task():
+            dispatcher.cancel()
+            await asyncio.gather(dispatcher, return_exceptions=True)
 
     # --- handlers ---
 
@@ -296,8 +311,8 @@ class Channels:
         name, inbox = use.core.name, use.inbox
         has = self._emitter.subscriptions.has
         own = f"message:{name}"
-        while True:
-            level, entry = await inbox.next()
+        while (following := await inbox.next()) is not None:
+            level, entry = following
             try:
                 message = to_message(name, level, entry, self.own_id)
             except RWTError as exc:
@@ -326,7 +341,6 @@ class Channels:
             self._sub(use, core.wanted)
 
 
-async def _cancel(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+def _check_history(history: int) -> None:
+    good = type(history) is int and 0 <= history <= MAX_HISTORY
+    require(good, "history", history, f"0 to {MAX_HISTORY}")

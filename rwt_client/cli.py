@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from rwt_protocol import __version__
 from rwt_protocol.errors import RWTAuthenticationError, RWTError, RWTSendError
 
+from .channels import MAX_HISTORY
 from .client import RWTClient
 from .dragonfire import DEFAULT_URL, DragonFireClient
 from .options import Lost, Message, RWTConnection, SendResult
@@ -29,6 +31,7 @@ from .options import Lost, Message, RWTConnection, SendResult
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 
+_CHUNK = 65_536
 _INTERRUPTED = 130
 _LINE_EVERY = 5.0
 """Seconds between progress lines where there is no terminal."""
@@ -42,6 +45,12 @@ class _Command(click.Command):
             return super().invoke(ctx)
         except ValueError as exc:
             raise click.ClickException(str(exc)) from exc
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            click.echo(f"rwt: output cannot be written: {os.strerror(exc.errno or 0).lower()}", err=True)
+            sys.stdout = None  # nothing may be flushed there at exit
+            raise click.exceptions.Exit(1) from exc
         except RWTAuthenticationError as exc:
             raise click.ClickException(str(exc)) from exc
         except RWTError as exc:
@@ -224,7 +233,7 @@ class _Meter:
 
 
 @click.group()
-@click.version_option(package_name="dragonfire-rwt")
+@click.version_option(__version__)
 def cli() -> None:
     """Rotational WebSockets from the command line.
 
@@ -307,7 +316,7 @@ class _Pipeline:
 @click.argument("channel")
 @click.argument("text", default="-")
 @click.option("--raw", is_flag=True, help="Standard input is bytes: send chunks of it.")
-@click.option("--chunk-size", type=int, default=65_536, show_default=True, help="Bytes of a chunk at most.")
+@click.option("--chunk-size", type=int, help="Bytes of a chunk at most, with --raw; 65536 if not given.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last result as JSON.")
 @_connected
@@ -317,7 +326,7 @@ async def pub(
     channel: str,
     text: str,
     raw: bool,
-    chunk_size: int,
+    chunk_size: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -329,13 +338,19 @@ async def pub(
       tail -f app.log | rwt pub logs
       rwt pub files --raw < photo.jpg
     """
-    if not 1 <= chunk_size <= 1_048_576:
+    if chunk_size is not None and not 1 <= chunk_size <= 1_048_576:
         raise ValueError(f"chunk-size={chunk_size} cannot be used: give 1 to 1048576")
+    if chunk_size is not None and not raw:
+        raise ValueError(
+            f"chunk-size={chunk_size} cannot be used without --raw: lines are messages as they are"
+        )
+    if text == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed: give TEXT, or open it")
     if raw and text != "-":
         raise ValueError("--raw reads standard input: leave TEXT away")
     source: AsyncIterator[str | bytes]
     if raw:
-        source = _chunks(sys.stdin.buffer, chunk_size)
+        source = _chunks(sys.stdin.buffer, chunk_size or _CHUNK)
     else:
         source = _one(text) if text != "-" else _lines(sys.stdin.buffer)
     client = make()
@@ -364,10 +379,11 @@ def _printed(message: Message, *, as_json: bool) -> bytes:
         shown = data if not isinstance(data, bytes) else {"hex": data.hex()}
         meta = message.metadata
         row = {"data": shown, "channel": meta.channel, "offset": meta.offset, "sender": meta.sender}
-        return json.dumps({**row, "timestamp": meta.timestamp}, ensure_ascii=False).encode() + b"\n"
+        return json.dumps({**row, "timestamp": meta.timestamp}).encode() + b"\n"
     if isinstance(data, bytes):
         return data + b"\n"
-    return (data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)).encode() + b"\n"
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 @cli.command(cls=_Command)
@@ -404,8 +420,10 @@ async def sub(
     for name, value in (("count", count), ("bytes", size)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} cannot be used: give at least 1")
-    if history < 0:
-        raise ValueError(f"history={history} cannot be used: give 0 or more")
+    if not 0 <= history <= MAX_HISTORY:
+        raise ValueError(f"history={history} cannot be used: give 0 to {MAX_HISTORY}")
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: open it")
     client = make()
     client.create_channel(channel)
     await client.connect(timeout=timeout)

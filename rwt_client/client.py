@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from rwt_protocol.codes import Policy
-from rwt_protocol.errors import RWTDisconnectedError, RWTError, RWTTimeoutError
+from rwt_protocol.errors import RWTDisconnectedError, RWTError, RWTSendError, RWTTimeoutError
 from rwt_protocol.suites import PublicKey
 
 from .channel import RWTChannel
@@ -134,7 +134,10 @@ class RWTClient:
 
         Cancelling it stops the attempt and leaves nothing behind.
         """
-        if self._task is None or self._task.done():
+        if self._task is not None and self._task.done():
+            await self._stop()  # it had given up
+        if self._task is None:
+            self._dragonfire.hold()
             self._supervisor.failure = None
             loop = asyncio.get_running_loop()
             self._opened = loop.create_future()
@@ -205,13 +208,19 @@ class RWTClient:
 
     async def _stop(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(
+                RWTDisconnectedError("the client was disconnected while connecting", operation="connect")
+            )
+            self._opened.exception()  # perhaps nobody waits for it
         await self._channels.stop()
         await self._emitter.stop()
         self._supervisor.forget()
-        await self._dragonfire.close()
+        await self._dragonfire.release()
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -353,7 +362,14 @@ class RWTClient:
 
     async def close_channel(self, name: str, *, timeout: float | None = 10.0) -> None:
         """Close a channel; see `RWTChannel.close`."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._publisher.settled(name)
+        except TimeoutError:
+            pass  # those that are left are told below
         await self._channels.close(name, timeout)
+        error = RWTSendError(f"channel {name!r} was closed", code="closed", operation="send")
+        self._publisher.give_up(name, error)
 
     # --- receiving ---
 
@@ -445,9 +461,12 @@ class RWTClient:
         self, event: str, handler: H | None, filter: Filter | None, *, once: bool
     ) -> H | Callable[[H], H]:
         def add(function: H) -> H:
+            channel = event.removeprefix("message:")
+            if channel and channel != event:
+                self._channels.use(channel)  # a name that cannot be used adds nothing
             self._emitter.subscriptions.add(event, function, once=once, filter=filter)
-            if event.startswith("message:"):
-                self._channels.receive(event.removeprefix("message:"))
+            if channel != event:
+                self._channels.receive(channel)
             return function
 
         return add if handler is None else add(handler)

@@ -89,11 +89,18 @@ class DragonFireClient:
             _check_key(api_key)
         elif device_key is not None:
             raise ValueError("device_key needs api_key: with credentials, your back end sends cnf")
+        if user is not None:
+            good = 1 <= len(user.encode("utf-8", "surrogatepass")) <= 255 and user.isprintable()
+            if not good:
+                raise ValueError(f"user={user!r} cannot be used: give 1 to 255 bytes of printable text")
+        if region == "":
+            raise ValueError("region='' cannot be used: give a name, or leave it away")
         self._api_key = api_key
         self._credentials = credentials
         self._url = base_url(url, allow_insecure=allow_insecure)
         self._region = region
         self._user = user
+        self._users = 0
         self.device_key = device_key
         self._allow_insecure = allow_insecure
         self.transport: Transport = transport or AiohttpTransport(ssl_context)
@@ -155,6 +162,16 @@ class DragonFireClient:
             raise RWTConnectionError(
                 f"{self._url} cannot be reached: {exc}", code="unreachable", operation="ticket"
             ) from exc
+
+    def hold(self) -> None:
+        """One more `RWTClient` uses this one."""
+        self._users += 1
+
+    async def release(self) -> None:
+        """An `RWTClient` is done; with the last one the network is released."""
+        self._users -= 1
+        if self._users <= 0:
+            await self.close()
 
     async def close(self) -> None:
         """Release the network."""

@@ -42,6 +42,11 @@ class Emitter:
                     await result
             except Exception as exc:
                 self._failed(event, exc)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self._failed(event, RuntimeError(f"a handler of {event} was cancelled from inside"))
 
     async def stop(self) -> None:
         """Cancel what handlers left to await."""

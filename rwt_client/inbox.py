@@ -48,6 +48,7 @@ class MessageStream(AsyncIterator[Message]):
         self._on_taken = on_taken
         self._on_close = on_close
         self._error: BaseException | None = None
+        self._ended = False
         self._closed = False
 
     @property
@@ -62,7 +63,7 @@ class MessageStream(AsyncIterator[Message]):
 
     def end(self, error: BaseException | None = None) -> None:
         """No more messages will come; `error` is raised when those that wait are taken."""
-        self._closed = True
+        self._ended = True
         self._error = error
         self._wake()
 
@@ -76,7 +77,7 @@ class MessageStream(AsyncIterator[Message]):
 
     async def __anext__(self) -> Message:
         while not self._messages:
-            if self._closed:
+            if self._ended:
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration
@@ -89,7 +90,10 @@ class MessageStream(AsyncIterator[Message]):
         return message
 
     def close(self) -> None:
-        """End the iterator and drop what waits in it."""
+        """End the iterator and drop what waits in it; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         taken = self.pending
         self._messages.clear()
         self.end()
@@ -114,6 +118,9 @@ class ChannelInbox:
         self.unhandled = 0
         """Bytes received and not yet taken by everybody."""
         self.streams: list[MessageStream] = []
+        self.ended = False
+        """Nothing more is handed out: the channel was closed, or the client is gone."""
+        self._handling = False
         self._waiting: deque[tuple[Level, Entry]] = deque()
         self._arrived = asyncio.Event()
         self._on_change = on_change
@@ -121,7 +128,7 @@ class ChannelInbox:
     @property
     def waiting(self) -> int:
         """Messages that no handler has seen yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._handling
 
     def put(self, delivered: Delivered, fresh: list[Entry]) -> None:
         """Add entries of one frame."""
@@ -130,15 +137,22 @@ class ChannelInbox:
             self.unhandled += len(entry.body)
         self._arrived.set()
 
-    async def next(self) -> tuple[Level, Entry]:
-        """Wait for the next entry."""
-        while not self._waiting:
+    async def next(self) -> tuple[Level, Entry] | None:
+        """Wait for the next entry; None: there will be none."""
+        while not self._waiting and not self.ended:
             self._arrived.clear()
             await self._arrived.wait()
+        if self.ended:
+            return None
+        self._handling = True
         return self._waiting.popleft()
 
     def handled(self, size: int) -> None:
         """Handlers returned for `size` bytes."""
+        self._handling = False
+        self._taken(size)
+
+    def _taken(self, size: int) -> None:
         self.unhandled -= size
         self._on_change()
 
@@ -150,11 +164,19 @@ class ChannelInbox:
 
     def open_stream(self) -> MessageStream:
         """Return a new iterator."""
-        stream = MessageStream(self.handled, self.streams.remove)
+        stream = MessageStream(self._taken, self._forget)
         self.streams.append(stream)
         return stream
 
     def end(self, error: BaseException | None) -> None:
-        """End all iterators."""
-        for stream in self.streams:
+        """End all iterators, and whoever waits for the next entry."""
+        streams, self.streams = self.streams, []
+        for stream in streams:
             stream.end(error)
+        self._waiting.clear()
+        self.ended = True
+        self._arrived.set()
+
+    def _forget(self, stream: MessageStream) -> None:
+        if stream in self.streams:
+            self.streams.remove(stream)

@@ -93,7 +93,8 @@ class Reconnection:
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
-        require(attempts is None or attempts >= 1, "max_attempts", attempts, "at least 1, or None")
+        good = attempts is None or (type(attempts) is int and attempts >= 1)
+        require(good, "max_attempts", attempts, "a whole number of at least 1, or None")
         require(_finite(self.base_delay, 0), "base_delay", self.base_delay, "seconds, 0 or more")
         require(_finite(self.max_delay, self.base_delay), "max_delay", self.max_delay, "at least base_delay")
         require(_finite(self.backoff_factor, 1), "backoff_factor", self.backoff_factor, "at least 1")

@@ -49,11 +49,18 @@ class Publisher:
         self._channels = channels
         self._policy = policy
         self._outbox: Outbox[tuple[Any, Answer]] = Outbox()
+        self._later: dict[Item, asyncio.TimerHandle] = {}
+        """Messages that the server asked to have again after a while."""
 
     @property
     def pending(self) -> int:
         """Messages that are queued or not answered yet."""
-        return len(self._outbox)
+        return len(self._outbox) + len(self._later)
+
+    async def settled(self, channel: str) -> None:
+        """Wait until nothing of a channel is queued or unanswered, as long as there is a connection."""
+        while self.link is not None and channel in self._outbox.channels():
+            await self.room.add()
 
     # --- what callers do ---
 
@@ -205,12 +212,14 @@ class Publisher:
             return
         if err.retry_after_ms is not None:
             message.mid = 0
-            asyncio.get_running_loop().call_later(err.retry_after_ms / 1000, self._again, message)
+            loop = asyncio.get_running_loop()
+            self._later[message] = loop.call_later(err.retry_after_ms / 1000, self._again, message)
         else:
             _settle(message, refusal(err.code, err.text, f"a message on {message.channel!r}", "send"))
         self.room.tell()
 
     def _again(self, message: Item) -> None:
+        del self._later[message]
         if not message.context[1].done():
             self._outbox.put(message, front=True)
             self._wake()
@@ -218,6 +227,7 @@ class Publisher:
     def disconnected(self) -> None:
         """The connection is gone: what has no answer is sent again first on the next one."""
         self.link = None
+        self.room.tell()
         self._outbox.reconnecting()
 
     def session_lost(self, why: str) -> None:
@@ -247,6 +257,10 @@ class Publisher:
         """The server will not be reached: fail all that is queued, and those who wait for room."""
         for channel in self._outbox.channels():
             self.give_up(channel, error)
+        later, self._later = self._later, {}
+        for message, timer in later.items():
+            timer.cancel()
+            _settle(message, error)
         self.room.tell(error)
 
 

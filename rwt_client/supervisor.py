@@ -7,7 +7,7 @@ import logging
 import os
 import random
 
-from rwt_protocol import ClientRules, ClientSession
+from rwt_protocol import ClientRules, ClientSession, __version__
 from rwt_protocol.codes import AfterClose, CloseCode, Policy, Warning
 from rwt_protocol.errors import (
     RWTConnectionError,
@@ -44,7 +44,9 @@ from .waiting import Waiters
 
 log = logging.getLogger("rwt_client")
 
-_NAME = ("dragonfire-rwt", "0.1.0")
+_NAME = ("dragonfire-rwt", __version__)
+_ATTEMPT = 10.0
+"""Seconds for a ticket, and again for the WebSocket, of one attempt."""
 
 
 class Supervisor:
@@ -166,7 +168,10 @@ class Supervisor:
         session = self._session
         if session is None:
             try:
-                ticket = await self._dragonfire.ticket()
+                async with asyncio.timeout(_ATTEMPT):
+                    ticket = await self._dragonfire.ticket()
+            except TimeoutError:
+                return self._not_opened(Ending(reason=f"no ticket came within {_ATTEMPT:.0f} s"))
             except RWTError as exc:
                 return self._not_opened(ending_of(exc))
             self._classifier.new_session()
@@ -174,7 +179,10 @@ class Supervisor:
             self._url = ticket.url
             self._channels.own_id = sender_id(session.sid)
         try:
-            socket = await self._dragonfire.transport.open(self._url)
+            async with asyncio.timeout(_ATTEMPT):
+                socket = await self._dragonfire.transport.open(self._url)
+        except TimeoutError:
+            return self._not_opened(Ending(reason=f"{self._url} did not answer within {_ATTEMPT:.0f} s"))
         except HTTPRefusal as refusal:
             ending = Ending(
                 reason=f"{self._url} refused: {refusal} (HTTP {refusal.status})",

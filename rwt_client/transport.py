@@ -18,6 +18,7 @@ from rwt_protocol.codes import SUBPROTOCOL
 from rwt_protocol.errors import RWTConnectionError
 
 _MAX_ANSWER = 65_536
+_EXAMPLE = "https://example.org/rwt"
 
 
 class HTTPRefusal(Exception):
@@ -67,14 +68,17 @@ def base_url(url: str, *, allow_insecure: bool) -> str:
     Raises:
         ValueError: it is no http(s) or ws(s) URL, or plain and not to this machine.
     """
-    parts = urlsplit(url)
-    schemes = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
-    if parts.scheme not in schemes or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"url={url!r} cannot be used: give an address such as https://example.org/rwt")
     try:
+        parts = urlsplit(url)
         parts.port  # noqa: B018 - urlsplit checks the port when it is read
     except ValueError as exc:
-        raise ValueError(f"url={url!r} cannot be used: {exc}") from exc
+        raise ValueError(f"url={url!r} cannot be used: {exc}; give an address like {_EXAMPLE}") from exc
+    if parts.username is not None or parts.password is not None:
+        shown = url.replace(parts.netloc, "***@" + parts.netloc.rpartition("@")[2])
+        raise ValueError(f"url={shown!r} cannot be used: give the key as api_key, never in the URL")
+    schemes = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
+    if parts.scheme not in schemes or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"url={url!r} cannot be used: give an address such as {_EXAMPLE}")
     check_secure(url, allow_insecure=allow_insecure)
     path = parts.path.rstrip("/").removesuffix("/v2/ws") or "/rwt"
     return urlunsplit((schemes[parts.scheme], parts.netloc, path, "", ""))
@@ -142,6 +146,23 @@ class _AiohttpSocket:
         await self._ws.close(code=code)
 
 
+async def _no_redirect(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """A redirect could lead a ticket or a session to a place that was never checked."""
+    response = await handler(request)
+    if 300 <= response.status < 400 and "Upgrade" in request.headers:
+        response.close()
+        raise _Redirected(response.status)
+    return response
+
+
+class _Redirected(aiohttp.ClientConnectionError):
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class AiohttpTransport:
     """The real network.
 
@@ -157,7 +178,9 @@ class AiohttpTransport:
         if self._http is None:
             # A kept connection may be closed by the server just when it is used again: never keep one.
             connector = aiohttp.TCPConnector(force_close=True, ssl=self._ssl or True)
-            self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+            self._http = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), middlewares=(_no_redirect,)
+            )
         return self._http
 
     async def post(self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,7 +188,11 @@ class AiohttpTransport:
             async with self._session().post(
                 url, headers=headers, json=body, allow_redirects=False
             ) as response:
-                raw = await response.content.read(_MAX_ANSWER)
+                raw = b""
+                async for piece in response.content.iter_any():
+                    raw += piece
+                    if len(raw) > _MAX_ANSWER:
+                        raise ConnectionError("the answer is too large: is this an RWT server?")
                 status, answered = response.status, response.headers
         except aiohttp.ClientError as exc:
             raise ConnectionError(_why(exc)) from exc
@@ -188,6 +215,8 @@ class AiohttpTransport:
                 max_msg_size=16 * limits.MAX_MESSAGE + limits.FRAME_OVERHEAD + 1,
                 timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
             )
+        except _Redirected as exc:
+            raise HTTPRefusal(exc.status, "it redirects: give its final address", None) from exc
         except aiohttp.WSServerHandshakeError as exc:
             raise HTTPRefusal(exc.status, exc.message, _retry_after(exc.headers or {})) from exc
         except aiohttp.ClientError as exc:

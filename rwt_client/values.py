@@ -30,6 +30,10 @@ def encode_value(data: Any) -> tuple[Form, bytes]:
         ) from exc
 
 
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def decode_value(form: int, body: bytes) -> Any:
     """Decode a body.
 
@@ -40,7 +44,7 @@ def decode_value(form: int, body: bytes) -> Any:
         if form == Form.TEXT:
             return body.decode()
         if form == Form.JSON:
-            return json.loads(body)
+            return json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError) as exc:
         raise RWTEncodingError(f"a received body is not {Form(form).name}", operation="receive") from exc
     return body

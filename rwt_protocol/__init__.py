@@ -8,6 +8,8 @@ from .connection import Connection, State
 from .server import ServerConnection, ServerRules
 from .session import ClientSession, SessionRecord, SessionStore
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ClientConnection",
     "ClientRules",
@@ -18,4 +20,5 @@ __all__ = [
     "SessionRecord",
     "SessionStore",
     "State",
+    "__version__",
 ]

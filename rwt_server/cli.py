@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from rwt_protocol import __version__
 from rwt_protocol.suites import SigningKey
 
 from . import log
@@ -48,7 +49,7 @@ def _keys(data_dir: Path) -> KeyFile:
 
 
 @click.group(cls=_Group)
-@click.version_option(package_name="dragonfire-rwt")
+@click.version_option(__version__)
 def cli() -> None:
     """Serve Rotational WebSockets, and manage the keys that open them.
 

@@ -176,3 +176,30 @@ def test_a_signal_ends_a_subscriber_whose_output_is_full(tmp_path: Path) -> None
         assert b"Traceback" not in reader.stderr.read()
         reader.stdout.close()
         reader.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        pytest.param("pub x <&-", 2, b"standard input is closed", id="stdin closed"),
+        pytest.param("sub x >&-", 2, b"standard output is closed", id="stdout closed"),
+        pytest.param("status >/dev/full", 1, b"no space left", id="status to a full device"),
+        pytest.param(
+            "sub x --history 1 --count 1 >/dev/full", 1, b"no space left", id="sub to a full device"
+        ),
+        pytest.param("pub x --chunk-size 5 a", 2, b"chunk-size=5", id="an option that would do nothing"),
+    ],
+)
+def test_pipes_that_cannot_be_used(tmp_path: Path, line: str, status: int, said: bytes) -> None:
+    with server_process(tmp_path) as server:
+        assert rwt(server, "pub", "x", "text").returncode == 0
+        done = subprocess.run(
+            f"{sys.executable} -m rwt_client {line}",
+            shell=True,
+            capture_output=True,
+            env=environment(server),
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == status and said in done.stderr, done.stderr
+        assert b"Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith(b"rwt: ")

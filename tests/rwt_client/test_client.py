@@ -265,7 +265,7 @@ async def test_disconnect_gives_up_waiting(server: Running) -> None:
         client.on("message:x", stuck)
         for number in range(3):
             await client.send(number, channel="x")
-        await until(lambda: client._channels.waiting == 2)
+        await until(lambda: client._channels.waiting == 3)
         with pytest.raises(RWTTimeoutError, match=r"pending after 0\.05 s"):
             await client.disconnect(timeout=0.05)
         assert client.get_status().state == "disconnected"

@@ -20,7 +20,7 @@ ROTATION: Mapping[str, tuple[list[Any], list[Any], str]] = {
     "renew_threshold": ([0.5, 0.8, 0.95], [0.49, 0.96, 1, NAN, "0.8", None], "0.5 to 0.95"),
 }
 RECONNECTION: Mapping[str, tuple[list[Any], list[Any], str]] = {
-    "max_attempts": ([1, 1_000, None], [0, -1, NAN], "at least 1, or None"),
+    "max_attempts": ([1, 1_000, None], [0, -1, NAN], "a whole number of at least 1, or None"),
     "base_delay": ([0, 0.5, 30], [-0.1, NAN, INF, "1", None], "seconds, 0 or more"),
     "max_delay": ([1, 1e9], [0.5, NAN, INF, "30", None], "at least base_delay"),
     "backoff_factor": ([1, 2.5], [0.99, 0, NAN, INF, "2", None], "at least 1"),
